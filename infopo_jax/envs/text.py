@@ -1,0 +1,44 @@
+"""The contract of text environments, which follow Gymnasium's reset and step."""
+
+import random
+from typing import Any, Protocol
+
+Message = dict[str, Any]  # {'role': 'system' | 'user' | 'assistant' | 'tool', 'content': str}
+Observation = str | list[Message]  # a bare string is one user message
+
+
+class TextEnv(Protocol):
+    """An environment that talks text; one instance plays one episode at a time.
+
+    ``info`` of ``reset`` may hold 'tools': a list of JSON schemas. ``info`` of ``step`` holds 'is_error' (bool: the
+    observation is an error message), and once the episode has ended 'success' (bool) and 'outcome' (float).
+    """
+
+    outcome_range: float  # largest minus smallest outcome
+    placeholder: str  # what the counterfactual shows in place of feedback
+    max_turns: int
+
+    def tasks(self, split: str) -> list[Any]:
+        """Returns the task ids of split 'train' or 'test'; the two are disjoint."""
+
+    def reset(self, *, seed: int = 0, options: dict | None = None) -> tuple[Observation, dict]:
+        """Starts the task ``options['task']``; ``seed`` drives the wording of its user."""
+
+    def step(self, text: str) -> tuple[Observation, float, bool, bool, dict]:
+        """Answers the agent's text: observation, reward, terminated, truncated, info."""
+
+
+class Teachable(Protocol):
+    """A text environment from which a model can be warm-started from scratch."""
+
+    def corpus(self) -> list[str]:
+        """Returns texts on which a tokenizer is trained."""
+
+    def special_tokens(self) -> list[str]:
+        """Returns words that the tokenizer keeps whole (ids, values)."""
+
+    def example(self, rng: random.Random) -> tuple[list[Message], str]:
+        """Draws one supervised transition: a history of messages, then one action's text.
+
+        The action shows syntax and copying of known values; it follows no strategy, and no example is a solved episode.
+        """
