@@ -1,0 +1,76 @@
+"""The language-model head at gathered targets, in chunks: logits of a whole batch never exist."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from infopo_jax.types import pytree_dataclass
+
+CHUNK_ELEMENTS = 1 << 23  # logits held at once, per model
+
+
+@pytree_dataclass
+class TargetStats:
+    """Statistics of next-token distributions at targets; all float32."""
+
+    logp: jax.Array  # [N, A] log-probability of the target
+    entropy: jax.Array  # [N, A] of the distribution, nats
+    other_logp: tuple[jax.Array, ...]  # [N, A] each, the target under the other distributions
+    kl: tuple[jax.Array, ...]  # [N, A] each, exact KL(this || other) over the vocabulary, nats
+
+
+def target_stats(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    *,
+    others: Sequence[tuple[jax.Array, jax.Array]] = (),
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> TargetStats:
+    """Evaluates softmax(hidden @ kernel.T / temperature) at targets, beside other distributions of the same tokens.
+
+    Args:
+        hidden: [N, A, D] states that predict the targets.
+        kernel: [V, D] float, vocabulary rows.
+        targets: [N, A] int32 token ids.
+        others: pairs of (hidden [N, A, D], kernel [V, D]) to compare with.
+        temperature: divides the logits.
+        chunk: targets per row evaluated at once; None fits CHUNK_ELEMENTS. The backward pass recomputes a chunk.
+    """
+    n, num_targets = targets.shape
+    chunk = chunk or max(1, CHUNK_ELEMENTS // (n * kernel.shape[0]))
+    chunk = min(chunk, num_targets)
+    kernels = [kernel, *(k for _, k in others)]
+    states = [hidden, *(h for h, _ in others)]
+
+    def run(part):
+        return _stats(part[0], kernels, part[1], temperature)
+
+    if chunk == num_targets:
+        return run((states, targets))
+    pad = -num_targets % chunk
+
+    def split(x):  # [N, A, ...] -> [A / chunk, N, chunk, ...]
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(n, -1, chunk, *x.shape[2:]), 1, 0)
+
+    out = jax.lax.map(jax.checkpoint(run), jax.tree.map(split, (states, targets)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(n, -1)[:, :num_targets], out)
+
+
+def _stats(states, kernels, targets, temperature):
+    logps, chosen = [], []
+    for hidden, kernel in zip(states, kernels, strict=True):
+        logits = jnp.einsum('nad,vd->nav', hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logps.append(jax.nn.log_softmax(logits / temperature, axis=-1))
+        is_target = jnp.arange(kernel.shape[0]) == targets[..., None]  # a fused select: no scatter in the backward pass
+        chosen.append(jnp.sum(jnp.where(is_target, logps[-1], 0.0), axis=-1))
+    prob = jnp.exp(logps[0])
+    return TargetStats(
+        logp=chosen[0],
+        entropy=-jnp.sum(prob * logps[0], axis=-1),
+        other_logp=tuple(chosen[1:]),
+        kl=tuple(jnp.sum(prob * (logps[0] - other), axis=-1) for other in logps[1:]),
+    )

@@ -1,0 +1,38 @@
+"""Packaging of infopo_jax; tool settings stand in pyproject.toml."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name='infopo_jax',
+    version='0.1.0',
+    description='InfoPO (information-driven policy optimization, arXiv 2603.00656) for multi-turn agents, in pure JAX',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8')
+    if pathlib.Path(__file__).with_name('README.md').exists()
+    else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11,<3.14',
+    packages=find_packages(include=['infopo_jax', 'infopo_jax.*']),
+    package_data={'infopo_jax': ['*.html', '*.css', '*.js']},
+    install_requires=[
+        'absl-py>=2.1,<3',
+        'flax>=0.12,<0.13',
+        'jax>=0.10,<0.12',
+        'matplotlib>=3.9,<4',
+        'ml-collections>=1.0,<2',
+        'numpy>=2.0,<3',
+        'optax>=0.2.5,<0.3',
+        'orbax-checkpoint>=0.11,<0.13',
+        'tensorboardX>=2.6,<3',
+        'tokenizers>=0.22,<1',
+        'transformers>=4.56,<6',
+    ],
+    extras_require={
+        'test': ['hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
+        'cuda': ['jax[cuda12]>=0.10,<0.12'],
+        'tpu': ['jax[tpu]>=0.10,<0.12'],
+        'notebooks': ['jupyterlab>=4.3,<5'],
+    },
+)
