@@ -1,48 +1,69 @@
-"""Every field of a run, declared once; files under configs/ edit what ``base_config`` returns."""
+"""Every field of a run, declared once; files under configs/ edit what ``base_config`` returns.
+
+    config = base_config()
+    config.optim.lr = 1e-4      # a typo raises: the tree is locked
+    validate(config)            # a wrong value raises: field, value, constraint
+    to_dict(config)             # plain JSON, and back: from_dict
+    env_knobs(config)           # the environment's knobs that the config sets
+
+Importing this file does not import JAX, so that errors on a command line come at once.
+"""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ml_collections import config_dict
+
+from infopo_jax import config_rules
+
+ABSENT = '(absent)'  # stands in ``diff`` for a field that one side lacks
+
+# What may change when a run resumes: none of it alters the steps already taken.
+FREE_ON_RESUME = ('steps', 'profile', 'eval', 'log', 'checkpoint')
 
 
 def base_config() -> config_dict.ConfigDict:
     """Returns the locked config tree with every field and its default; units stand in the comments."""
     c = config_dict.ConfigDict()
-    c.seed = 0
+    c.seed = 0  # of every random key: weights, prompts, sampling, shuffling
     c.num_seeds = 1  # more than 1: jitted rollouts train that many runs in one program
     c.steps = 200  # training steps; each samples, scores and updates once
     c.profile = 0  # steps to profile with jax.profiler
 
     c.env = config_dict.ConfigDict()
-    c.env.name = 'intent'
+    c.env.name = 'intent'  # the world: 'intent' | 'probe' | 'retail'; see infopo_jax/envs
     c.env.kind = 'jitted'  # 'jitted': array environments inside XLA | 'hosted': text environments
     # Knobs: None leaves the environment's own default; one that the environment does not have is an error.
-    c.env.num_slots = config_dict.placeholder(int)
-    c.env.num_values = config_dict.placeholder(int)
-    c.env.num_hidden = config_dict.placeholder(int)
-    c.env.turn_limit = config_dict.placeholder(int)
-    c.env.reward = config_dict.placeholder(str)
-    c.env.turn_cost = config_dict.placeholder(float)
-    c.env.probe = config_dict.placeholder(str)
-    c.env.level = config_dict.placeholder(int)
-
+    c.env.num_slots = config_dict.placeholder(int)  # intent: slots of a request
+    c.env.num_values = config_dict.placeholder(int)  # intent: values a slot can take
+    c.env.num_hidden = config_dict.placeholder(int)  # intent: slots that the prompt does not tell
+    c.env.turn_limit = config_dict.placeholder(int)  # actions before the rollout is cut
+    c.env.reward = config_dict.placeholder(str)  # 'sparse' or 'share' of right slots
+    c.env.turn_cost = config_dict.placeholder(float)  # taken from the outcome for each turn
+    c.env.probe = config_dict.placeholder(str)  # probe: which of the known-answer worlds
+    c.env.level = config_dict.placeholder(int)  # retail: difficulty
     c.batch = config_dict.ConfigDict()
-    c.batch.prompts = 32  # P
-    c.batch.group_size = 8  # G
+    c.batch.prompts = 32  # P, prompts per step
+    c.batch.group_size = 8  # G, rollouts per prompt
 
     c.model = config_dict.ConfigDict()  # path to a checkpoint comes with real checkpoints
-    c.model.dim = 64
-    c.model.num_layers = 2
-    c.model.num_heads = 4
-    c.model.num_kv_heads = 2
-    c.model.head_dim = 16
-    c.model.mlp_dim = 192
-    c.model.rope_theta = 10000.0
-    c.model.norm_eps = 1e-6
-    c.model.tie_embeddings = True
-    c.model.qk_norm = False
+    c.model.dim = 64  # width of the residual stream
+    c.model.num_layers = 2  # decoder blocks
+    c.model.num_heads = 4  # query heads
+    c.model.num_kv_heads = 2  # key and value heads; divides num_heads
+    c.model.head_dim = 16  # width of a head; even
+    c.model.mlp_dim = 192  # hidden width of SwiGLU
+    c.model.rope_theta = 10000.0  # base of the rotary frequencies
+    c.model.norm_eps = 1e-6  # of RMSNorm
+    c.model.tie_embeddings = True  # the output head is the embedding table
+    c.model.qk_norm = False  # RMSNorm on queries and keys (Qwen3)
     c.model.dtype = 'float32'  # compute dtype
 
     c.rollout = config_dict.ConfigDict()
-    c.rollout.temperature = 1.0
+    c.rollout.temperature = 1.0  # of sampling; scores use the same
     c.rollout.max_action_tokens = 32  # hosted: per turn
     c.rollout.max_feedback_tokens = 64  # hosted: longer feedback is cut with a marker
     c.rollout.max_prompt_tokens = 256  # hosted: a longer prompt is an error that names the task
@@ -53,10 +74,10 @@ def base_config() -> config_dict.ConfigDict:
     c.rollout.max_failed_fraction = 0.2  # more failed rollouts than this share of a batch stops the run
 
     c.info = config_dict.ConfigDict()
-    c.info.weight = 0.5
+    c.info.weight = 0.5  # of the info advantage beside the outcome advantage
     c.info.weight_decay = 0.0  # weight * exp(-weight_decay * update)
     c.info.gate_temperature = 0.05  # in units of the environment's outcome range
-    c.info.std_floor = 0.1
+    c.info.std_floor = 0.1  # smallest std that gains are divided by, nats
     c.info.baseline = 'turn'  # 'group' (paper) | 'turn' | 'none'
     c.info.norm = 'turn'  # statistics over 'turn's (paper) or 'token's (release)
     c.info.downscale = False  # the release's down-scaling of the info advantage
@@ -66,49 +87,191 @@ def base_config() -> config_dict.ConfigDict:
     c.info.mask_errors = True  # feedback that is marked as an error earns no gain
 
     c.advantage = config_dict.ConfigDict()
-    c.advantage.estimator = 'infopo'
-
+    c.advantage.estimator = 'infopo'  # 'infopo' | 'grpo' | 'info_only' | 'raw_gain' | 'shuffled_gain'
     c.loss = config_dict.ConfigDict()
-    c.loss.clip_low = 0.2
-    c.loss.clip_high = 0.2
-    c.loss.dual_clip = config_dict.placeholder(float)
+    c.loss.clip_low = 0.2  # the probability ratio is clipped below 1 - clip_low
+    c.loss.clip_high = 0.2  # and above 1 + clip_high
+    c.loss.dual_clip = config_dict.placeholder(float)  # above 1: bounds the loss of negative advantages; None is off
     c.loss.unit = 'token'  # 'token' | 'turn': a token of a_t weighs 1 / len(a_t)
     c.loss.kl = 'k3'  # 'k3' | 'k2' | 'full'
     c.loss.kl_coef = 0.01  # 0 skips the reference and its pass
-    c.loss.entropy_coef = 0.0
-
+    c.loss.entropy_coef = 0.0  # bonus for entropy
     c.updates = config_dict.ConfigDict()  # (a ConfigDict's own method takes the name 'update')
-    c.updates.epochs = 1
+    c.updates.epochs = 1  # passes over a batch
     c.updates.minibatches = 1  # whole groups each
     c.updates.microbatches = 1  # gradient accumulation inside a minibatch
     c.updates.importance_cap = 0.0  # truncated importance weights against sampler mismatch; 0 is off
     c.updates.max_bad_updates = 10  # non-finite updates in a row that stop the run
 
     c.optim = config_dict.ConfigDict()
-    c.optim.lr = 3e-4
-    c.optim.warmup_steps = 5
+    c.optim.lr = 3e-4  # learning rate of AdamW
+    c.optim.warmup_steps = 5  # updates over which the rate rises from 0
     c.optim.decay = 'constant'  # 'constant' | 'cosine'
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.95
-    c.optim.eps = 1e-8
-    c.optim.weight_decay = 0.0
-    c.optim.clip_norm = 1.0
-
+    c.optim.b1 = 0.9  # decay of the gradient mean
+    c.optim.b2 = 0.95  # decay of the gradient square
+    c.optim.eps = 1e-8  # added to its root
+    c.optim.weight_decay = 0.0  # decoupled from the gradient
+    c.optim.clip_norm = 1.0  # largest global gradient norm
     c.warmstart = config_dict.ConfigDict()
-    c.warmstart.steps = 300
-    c.warmstart.batch = 128
-    c.warmstart.lr = 2e-3
-
+    c.warmstart.steps = 300  # supervised steps before step 0 (syntax, never strategy); 0 skips them
+    c.warmstart.batch = 128  # examples per supervised step
+    c.warmstart.lr = 2e-3  # its learning rate
     c.eval = config_dict.ConfigDict()
     c.eval.interval = 20  # steps; 0: only before and after training
-    c.eval.episodes = 256
+    c.eval.episodes = 256  # held-out episodes per evaluation
     c.eval.temperature = 1.0  # 0 is greedy
 
     c.log = config_dict.ConfigDict()
     c.log.interval = 5  # steps between console lines; metrics.jsonl has every step
     c.log.rollouts = 4  # sample rollouts written at each evaluation
-    c.log.tensorboard = True
-
+    c.log.tensorboard = True  # also write TensorBoard files
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.interval = 20  # steps
     return c.lock()
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns the one of ``names`` that is spelled most like ``name``.
+
+    In dotted names the last part counts twice, and initials count: 'optim.learning_rate' is nearest to 'optim.lr'.
+    """
+    leaf = name.rpartition('.')[2]
+    initials = ''.join(word[:1] for word in leaf.split('_'))
+
+    def likeness(candidate: str) -> float:
+        end = candidate.rpartition('.')[2]
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        return whole + difflib.SequenceMatcher(None, leaf, end).ratio() + (end == initials)
+
+    return max(names, key=likeness)
+
+
+def to_dict(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Returns the tree as plain nested dicts of JSON values; ``from_dict`` undoes it exactly."""
+    return config.to_dict()
+
+
+def from_dict(values: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """Builds a locked config from ``to_dict``'s output; a field that it lacks keeps its default.
+
+    Raises:
+        ValueError: an unknown field (with the nearest valid one) or a value of the wrong type.
+    """
+    config = base_config()
+    types = field_types()
+    for field, value in flatten(values).items():
+        _check_field(field, value, types)
+        section, _, leaf = field.rpartition('.')
+        node = config[section] if section else config
+        node[leaf] = value
+    return config
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {'optim.lr': 3e-4, ...} of a config or of nested dicts."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping | config_dict.ConfigDict):
+            flat.update({f'{name}.{field}': inner for field, inner in flatten(value).items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def field_types() -> dict[str, type]:
+    """Returns the type of every field; a placeholder's is the type of the value that it waits for."""
+    base = base_config()
+    types = {}
+    for field in flatten(base):
+        section, _, leaf = field.rpartition('.')
+        types[field] = (base[section] if section else base).get_type(leaf)
+    return types
+
+
+def describe() -> list[tuple[str, Any, str]]:
+    """Returns (field, default, comment) of every field in order of declaration; the text of ``--help``."""
+    source = inspect.getsource(base_config)
+    comments = dict(re.findall(r'^    c\.([\w.]+) = [^#\n]*(?:# (.*))?$', source, re.MULTILINE))
+    defaults = flatten(base_config())
+    return [(field, defaults[field], comment) for field, comment in comments.items() if field in defaults]
+
+
+def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Returns (field, value in a, value in b) where two configs or dicts differ; ABSENT where one lacks the field."""
+    a, b = flatten(a), flatten(b)
+    rows = [(field, a.get(field, ABSENT), b.get(field, ABSENT)) for field in a | b]
+    return [(field, x, y) for field, x, y in rows if (type(x), x) != (type(y), y)]
+
+
+def check_resume(saved: Mapping[str, Any], config: config_dict.ConfigDict) -> None:
+    """Checks that a run saved with one config may go on with another.
+
+    Args:
+        saved: ``to_dict`` of the config in the checkpoint.
+        config: the config now asked for.
+
+    Raises:
+        ValueError: listing the fields that differ, except those of FREE_ON_RESUME (``steps`` counts when the learning
+            rate decays over them).
+    """
+    free = [name for name in FREE_ON_RESUME if name != 'steps' or config.optim.decay == 'constant']
+    rows = [row for row in diff(saved, config) if row[0].partition('.')[0] not in free]
+    if rows:
+        shown = '\n'.join(f'  {field}: {old!r} in the checkpoint, {new!r} now' for field, old, new in rows[:7])
+        more = f'\n  and {len(rows) - 7} more' if len(rows) > 7 else ''
+        raise ValueError(f'the config does not match the checkpoint (take another --workdir or undo):\n{shown}{more}')
+
+
+def env_knobs(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Returns the knobs that the config sets for its environment; None means the environment's own default."""
+    return {knob: value for knob, value in config.env.items() if knob not in ('name', 'kind') and value is not None}
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+    """Checks names, types, values and how they fit together, and that the environment has the knobs that are set.
+
+    Raises:
+        ValueError: one line per problem (six at most): field, value, constraint, and the nearest name for a typo.
+    """
+    fields = flatten(config)
+    types = field_types()
+    for field, value in fields.items():
+        _check_field(field, value, types)
+    missing = [field for field in types if field not in fields]
+    if missing:
+        raise ValueError(f'config.{missing[0]} is missing; start from infopo_jax.config.base_config()')
+    problems = config_rules.problems(fields) or _env_problems(config)
+    if problems:
+        more = f'\nand {len(problems) - 6} more problems' if len(problems) > 6 else ''
+        raise ValueError('\n'.join(problems[:6]) + more)
+
+
+def _check_field(field: str, value: Any, types: dict[str, type]) -> None:
+    """Raises ValueError unless the field exists and the value has its type (None only where a placeholder stands)."""
+    if field not in types:
+        raise ValueError(f'config.{field} = {value!r}: no such field, did you mean config.{nearest(field, types)}?')
+    wanted = types[field]
+    may_be_none = value is None and flatten(base_config())[field] is None
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if not (fits or may_be_none):
+        raise ValueError(f'config.{field} = {value!r}: must be {wanted.__name__}, not {type(value).__name__}')
+
+
+def _env_problems(config: config_dict.ConfigDict) -> list[str]:
+    """Asks the chosen environment about its knobs and its kind; imports it, and with it JAX, hence last."""
+    from infopo_jax import envs
+
+    name, kind = config.env.name, config.env.kind
+    if name not in envs.ENVIRONMENTS:
+        known = ', '.join(envs.ENVIRONMENTS)
+        return [f'config.env.name = {name!r}: did you mean {nearest(name, envs.ENVIRONMENTS)!r}? One of {known}']
+    knobs = envs.knobs(name)
+    problems = [
+        f'config.env.{knob} = {value!r}: environment {name!r} has no such knob; its knobs: {", ".join(knobs) or "none"}'
+        for knob, value in env_knobs(config).items()
+        if knob not in knobs
+    ]
+    is_text = hasattr(envs.constructor(name), 'tasks')  # types of envs/text.py have it, those of envs/array.py do not
+    if is_text != (kind == 'hosted'):
+        problems.append(f'config.env.kind = {kind!r}: environment {name!r} is {"hosted" if is_text else "jitted"}')
+    return problems

@@ -5,8 +5,8 @@ An episode with four slots, three of them hidden (the agent's tokens in brackets
     <user> book s0 ? s1 v7 s2 ? s3 ? <agent> [ask s2 <end>] <user> s2 v5 <agent> [book ask <end>] <user> <error>
     <agent> [ask s0 <end>] <user> s0 v2 <agent> [ask s3 <end>] <user> s3 v7 <agent> [book v2 v7 v5 v7 <end>]
 
-Goals are split by a checksum, the sum of values modulo ``num_values``: some checksums belong to 'test'. Any one value can
-be chosen to meet a wanted checksum, so goals of either split are drawn uniformly and without rejection.
+Goals are split by a checksum, the sum of values modulo ``num_values``: some checksums belong to 'test'. Any one value
+can be chosen to meet a wanted checksum, so goals of either split are drawn uniformly and without rejection.
 """
 
 from collections.abc import Sequence
@@ -194,10 +194,10 @@ class Intent(Worded):
     def example(self, key: jax.Array) -> Example:
         """Draws one warm-start transition, laid out as a rollout is.
 
-        The history is a random number of asks about random slots. The target is an ask about a random slot, or a booking
-        that copies what is known and guesses the rest. One hidden slot is never answered (the placeholder stands in its
-        answers) and some other answers are withheld too: the placeholder becomes familiar, and no example is a solved
-        episode.
+        The history is a random number of asks about random slots. The target is an ask about a random slot, or a
+        booking that copies what is known and guesses the rest. One hidden slot is never answered (the placeholder stands
+        in its answers) and some other answers are withheld too: the placeholder becomes familiar, and no example is a
+        solved episode.
         """
         keys = iter(jax.random.split(key, 9))
         goal = draw_goal(next(keys), num_slots=self.num_slots, num_values=self.num_values, split='train')

@@ -5,8 +5,8 @@ All share one game. The user wants two values, ``v3 v1``, and either shows them 
     <user> v3 v1 <agent> [say v3 v1 <end>]                                    values shown
     <user> ? ? <agent> [ask <end>] <user> v3 v1 <agent> [say v3 v1 <end>]     values hidden
 
-``say`` ends the episode. A probe changes what answers, errors and outcomes mean; see the rules below. The idea is that of
-the probe environments by which value-based agents are debugged, e.g. keraJLi/rejax ``tests/environments.py``.
+``say`` ends the episode. A probe changes what answers, errors and outcomes mean; see the rules below. The idea is that
+of the probe environments by which value-based agents are debugged, e.g. keraJLi/rejax ``tests/environments.py``.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ class FirstTurn(Rule):
     """Only the first question's answer informs; later ones are answered 'ok'.
 
     Best behaviour: ask, say. A right implementation shows, where ``say`` follows the first answer at once, a gain that
-    grows to log(8) on both value tokens, 2 log(8) / 4 = 1.04 nats a token, and about 0 at later turns; gain that lands on
-    another turn is an index off by one.
+    grows to log(8) on both value tokens, 2 log(8) / 4 = 1.04 nats a token, and about 0 at later turns; gain that lands
+    on another turn is an index off by one.
     """
 
     informs: bool = True
@@ -181,8 +181,8 @@ class Probe(Worded):
         """Draws one warm-start transition, laid out as a rollout is.
 
         The history is a random number of questions, and of malformed actions where errors suggest. The target is a
-        question, or says the values that the user named last and guesses the rest. One of the two is '?' wherever the user
-        names values, and some answers show the placeholder instead: no example is a solved episode.
+        question, or says the values that the user named last and guesses the rest. One of the two is '?' wherever the
+        user names values, and some answers show the placeholder instead: no example is a solved episode.
         """
         keys = iter(jax.random.split(key, 8))
         goal = draw_goal(next(keys), num_slots=NUM_SLOTS, num_values=NUM_VALUES, split='train')

@@ -1,0 +1,130 @@
+"""What the values of a config must satisfy, as tables over flat fields; ``config.validate`` applies them."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+Fields = dict[str, Any]  # {'optim.lr': 3e-4, ...}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    'env.kind': ('jitted', 'hosted'),
+    'model.dtype': ('float32', 'bfloat16'),
+    'info.baseline': ('group', 'turn', 'none'),
+    'info.norm': ('turn', 'token'),
+    'info.kind': ('log_ratio', 'kl'),
+    'advantage.estimator': ('infopo', 'grpo', 'info_only', 'raw_gain', 'shuffled_gain'),
+    'loss.unit': ('token', 'turn'),
+    'loss.kl': ('k3', 'k2', 'full'),
+    'optim.decay': ('constant', 'cosine'),
+}
+
+# (interval, fields); a square bracket includes the bound, a round one does not. None as a value is never checked.
+RANGES: tuple[tuple[str, str], ...] = (
+    ('[0, inf]', 'seed steps profile info.horizon rollout.slots warmstart.steps eval.interval log.rollouts'),
+    ('[1, inf]', 'num_seeds batch.prompts batch.group_size warmstart.batch eval.episodes log.interval'),
+    ('[1, inf]', 'updates.epochs updates.minibatches updates.microbatches updates.max_bad_updates checkpoint.interval'),
+    ('[1, inf]', 'model.dim model.num_layers model.num_heads model.num_kv_heads model.head_dim model.mlp_dim'),
+    ('[1, inf]', 'rollout.max_action_tokens rollout.max_feedback_tokens rollout.max_prompt_tokens rollout.max_tokens'),
+    ('[1, inf]', 'rollout.max_bad_actions rollout.chunk env.turn_limit'),
+    ('[0, 1]', 'rollout.max_failed_fraction'),
+    ('[0, 1)', 'optim.b1 optim.b2'),
+    ('(0, 1]', 'loss.clip_low'),
+    ('[0, inf)', 'info.weight info.weight_decay info.std_floor loss.kl_coef loss.entropy_coef'),
+    ('[0, inf)', 'updates.importance_cap optim.weight_decay optim.warmup_steps eval.temperature'),
+    ('(0, inf)', 'rollout.temperature info.gate_temperature model.rope_theta model.norm_eps'),
+    ('(0, inf)', 'optim.lr optim.eps warmstart.lr'),
+    ('(0, inf]', 'loss.clip_high optim.clip_norm'),  # infinity switches the clip off
+    ('(1, inf]', 'loss.dual_clip'),
+)
+
+
+def problems(fields: Fields) -> list[str]:
+    """Returns one line per value that breaks a rule: field, value, constraint.
+
+    Args:
+        fields: every field of ``base_config``, flat, of the declared types.
+    """
+    single = [*_bad_choices(fields), *_bad_ranges(fields)]
+    return single or [*_bad_batch(fields), *_bad_model(fields), *_bad_rollout(fields), *_bad_rest(fields)]
+
+
+def _line(fields: Fields, field: str, constraint: str) -> str:
+    return f'config.{field} = {fields[field]!r}: {constraint}'
+
+
+def _bad_choices(fields: Fields) -> Iterator[str]:
+    for field, names in CHOICES.items():
+        if fields[field] not in names:
+            nearest = difflib.get_close_matches(fields[field], names, n=1, cutoff=0.0)[0]
+            yield _line(fields, field, f'did you mean {nearest!r}? One of {", ".join(names)}')
+
+
+def _bad_ranges(fields: Fields) -> Iterator[str]:
+    for interval, names in RANGES:
+        low, high = (float(bound) for bound in interval[1:-1].split(','))
+        for field in names.split():
+            value = fields[field]
+            if value is None:
+                continue
+            above = low <= value if interval[0] == '[' else low < value
+            below = value <= high if interval[-1] == ']' else value < high
+            if not (above and below):  # NaN is neither
+                words = f'at least {low:g}' if interval[0] == '[' else f'above {low:g}'
+                if math.isfinite(high):
+                    words += f' and {"at most" if interval[-1] == "]" else "below"} {high:g}'
+                yield _line(fields, field, f'must be {words}' + (' and finite' if interval.endswith('inf)') else ''))
+
+
+def _bad_batch(fields: Fields) -> Iterator[str]:
+    prompts, group = fields['batch.prompts'], fields['batch.group_size']
+    minibatches, microbatches = fields['updates.minibatches'], fields['updates.microbatches']
+    if group < 2 and fields['advantage.estimator'] not in ('info_only', 'raw_gain'):
+        yield _line(fields, 'batch.group_size', 'must be at least 2, rollouts are compared with their group')
+    if prompts % minibatches:
+        yield _line(
+            fields,
+            'updates.minibatches',
+            f'must divide config.batch.prompts = {prompts}, a minibatch holds whole groups',
+        )
+    elif (prompts // minibatches * group) % microbatches:
+        rows = prompts // minibatches * group
+        yield _line(
+            fields,
+            'updates.microbatches',
+            f'must divide the {rows} rollouts of a minibatch (prompts / minibatches * group_size)',
+        )
+
+
+def _bad_model(fields: Fields) -> Iterator[str]:
+    heads = fields['model.num_heads']
+    if heads % fields['model.num_kv_heads']:
+        yield _line(fields, 'model.num_kv_heads', f'must divide config.model.num_heads = {heads}')
+    if fields['model.head_dim'] % 2:
+        yield _line(fields, 'model.head_dim', 'must be even, rotary embeddings turn pairs')
+
+
+def _bad_rollout(fields: Fields) -> Iterator[str]:
+    if fields['env.kind'] == 'jitted':
+        return
+    if fields['num_seeds'] > 1:
+        yield _line(fields, 'num_seeds', "must be 1 unless config.env.kind = 'jitted'")
+    rollouts = fields['batch.prompts'] * fields['batch.group_size']
+    if fields['rollout.slots'] > rollouts:
+        yield _line(fields, 'rollout.slots', f'must be at most the {rollouts} rollouts of a step; 0 means all of them')
+    room = fields['rollout.max_tokens'] - fields['rollout.max_prompt_tokens']
+    if room < fields['rollout.max_action_tokens']:
+        yield _line(
+            fields,
+            'rollout.max_tokens',
+            'must be at least max_prompt_tokens + max_action_tokens = '
+            f'{fields["rollout.max_prompt_tokens"] + fields["rollout.max_action_tokens"]}',
+        )
+
+
+def _bad_rest(fields: Fields) -> Iterator[str]:
+    steps = fields['steps']
+    if fields['optim.decay'] == 'cosine' and fields['optim.warmup_steps'] >= steps:
+        yield _line(fields, 'optim.warmup_steps', f'must be below config.steps = {steps} for a cosine decay')
+    if fields['info.placeholder'] == '':
+        yield _line(fields, 'info.placeholder', "must not be empty; None takes the environment's own")

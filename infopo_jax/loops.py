@@ -1,0 +1,124 @@
+"""The two ways to run a step behind one face: environments inside XLA, and hosted text environments.
+
+A loop has four methods: ``warm_start``, ``step``, ``evaluate`` and ``decode``. ``train`` calls them and knows no more.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from infopo_jax import evaluate as evaluate_lib, update as update_lib, warmstart
+from infopo_jax.rollout import jitted
+
+ROLLOUT, UPDATE = 0, 1  # what a step's key is folded with
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much to roll out."""
+
+    num_prompts: int  # P
+    group_size: int  # G
+    eval_groups: int
+    look_groups: int  # groups of the evaluation that are scored for the report
+    temperature: float
+    eval_temperature: float
+    max_bad_actions: int
+
+
+class JittedLoop:
+    """Steps of an array environment: prompts, sampling, feedback, scoring and update are one XLA program.
+
+    Args:
+        env: an ``envs.array.ArrayEnv``.
+        rule: the update; its static bounds are set here.
+        sizes: how much to roll out.
+        num_seeds: runs trained side by side by vmap; 1 adds no axis.
+    """
+
+    def __init__(self, env: Any, rule: update_lib.UpdateRule, sizes: Sizes, *, num_seeds: int = 1):
+        lay = jitted.Layout.of(env)
+        horizon = lay.turns - 1 if rule.horizon in ('all', 0) else rule.horizon
+        self.rule = dataclasses.replace(
+            rule, branch_len=lay.branches(len(rule.placeholder), horizon), target_len=lay.targets
+        )
+        self.env, self.sizes, self.num_seeds = env, sizes, num_seeds
+        self._step = jax.jit(self.over_seeds(self.one_step), donate_argnums=0)
+        self._evaluate = jax.jit(self.over_seeds(self.one_evaluation))
+
+    def over_seeds(self, function):
+        """Maps a function over the leading seed axis of all its arguments."""
+        return jax.vmap(function) if self.num_seeds > 1 else function
+
+    def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float):
+        """Returns warm-started parameters and the losses [steps] (or [S, steps])."""
+
+        def run(params, key):
+            return warmstart.run_array(self.rule.graphdef, params, self.env, key, steps=steps, batch=batch, lr=lr)
+
+        return jax.jit(self.over_seeds(run), donate_argnums=0)(params, key)
+
+    def one_step(self, state: update_lib.TrainState):
+        """One whole training step of one seed; traceable."""
+        key = jax.random.fold_in(state.key, state.step)
+        turns = jitted.rollout(
+            nnx.merge(self.rule.graphdef, state.params),
+            self.env,
+            jax.random.fold_in(key, ROLLOUT),
+            num_prompts=self.sizes.num_prompts,
+            group_size=self.sizes.group_size,
+            temperature=self.sizes.temperature,
+            max_bad_actions=self.sizes.max_bad_actions,
+        )
+        return update_lib.update(self.rule, state, turns, jax.random.fold_in(key, UPDATE))
+
+    def step(self, state: update_lib.TrainState):
+        """Returns the state after one step, metrics and {'seconds': ...}; the state is donated."""
+        start = time.perf_counter()
+        state, metrics = self._step(state)
+        metrics = jax.device_get(metrics)
+        seconds = time.perf_counter() - start
+        rollouts = self.sizes.num_prompts * self.sizes.group_size * self.num_seeds
+        speed = float(metrics['length'].mean()) * rollouts / seconds
+        return state, metrics, {'seconds': seconds, 'tokens_per_second': speed}
+
+    def one_evaluation(self, params: Any, key: jax.Array, step: jax.Array):
+        """Held-out metrics, and a look at the first groups; traceable."""
+        model = nnx.merge(self.rule.graphdef, params)
+        size = self.sizes.group_size
+        turns = jitted.rollout(
+            model,
+            self.env,
+            key,
+            num_prompts=self.sizes.eval_groups,
+            group_size=size,
+            split='test',
+            temperature=self.sizes.eval_temperature,
+            max_bad_actions=self.sizes.max_bad_actions,
+        )
+        metrics = evaluate_lib.eval_metrics(turns, group_size=size)
+        first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
+        return metrics, evaluate_lib.look(self.rule, model, first, key, step)
+
+    def evaluate(self, params: Any, key: jax.Array, step: jax.Array):
+        """Returns held-out metrics and a ``Look`` (of the first seed)."""
+        metrics, look = jax.device_get(self._evaluate(params, key, step))
+        if self.num_seeds > 1:
+            look = jax.tree.map(lambda a: a[0], look)
+        return metrics, look
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids."""
+        return self.env.decode(ids)
+
+
+def seed_keys(seed: int, num_seeds: int) -> jax.Array:
+    """Returns the run's key, or [S] keys of seeds seed, seed + 1, ... where several run side by side."""
+    if num_seeds == 1:
+        return jax.random.key(seed)
+    return jax.vmap(jax.random.key)(jnp.arange(seed, seed + num_seeds))

@@ -1,0 +1,277 @@
+"""The update: score, credit, clipped loss, and one guarded step of the optimizer.
+
+With one update per batch the weights that sampled are the weights that are updated: the ratio is 1, and the gain rides on
+the update's own forward pass. With several, one scoring pass comes first and gives both the gain and old_logp.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from infopo_jax import info_gain, losses, metrics as metrics_lib, score
+from infopo_jax.types import Credit, Signals, Turns, pytree_dataclass
+
+
+@pytree_dataclass
+class TrainState:
+    """Everything that a resumed run needs, as one pytree."""
+
+    params: Any  # nnx.State of the policy
+    reference: Any  # nnx.State of the policy after the warm start; None when the KL coefficient is 0
+    opt_state: Any
+    key: jax.Array  # typed key of the run; a step folds in its number
+    step: jax.Array  # [] int32, steps done
+    bad_updates: jax.Array  # [] int32, refused updates in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateRule:
+    """The static part of an update: functions and scalars, no arrays."""
+
+    graphdef: Any  # of the model
+    optimizer: optax.GradientTransformation
+    estimator: Any  # from estimators.get
+    hyper: dict[str, Any]  # keyword arguments of the estimator
+    needs_gain: bool  # False skips the counterfactual (GRPO)
+    group_size: int
+    placeholder: tuple[int, ...]
+    horizon: int | str = 1
+    gain_kind: str = 'log_ratio'
+    mask_errors: bool = True
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    unit: str = 'token'
+    kl: str = 'k3'
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    importance_cap: float = 0.0
+    epochs: int = 1
+    minibatches: int = 1
+    microbatches: int = 1
+    branch_len: int | None = None  # static bounds; see packing.pack
+    target_len: int | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether a batch is used for one update only."""
+        return self.epochs == 1 and self.minibatches == 1
+
+
+@pytree_dataclass
+class Batch:
+    """Turns with what an update needs beside them."""
+
+    turns: Turns
+    advantage: jax.Array | None = None  # [N, L]; None: comes from the update's own forward pass
+    old_logp: jax.Array | None = None  # [N, L]; None: the policy's own
+    weight: jax.Array | None = None  # [N, L] importance weights
+
+
+def init_state(rule: UpdateRule, params: Any, key: jax.Array) -> TrainState:
+    """Returns the state before the first step; the reference is the policy as it is now."""
+    return TrainState(
+        params=params,
+        reference=jax.tree.map(jnp.copy, params) if rule.kl_coef else None,
+        opt_state=rule.optimizer.init(params),
+        key=key,
+        step=jnp.int32(0),
+        bad_updates=jnp.int32(0),
+    )
+
+
+def update(rule: UpdateRule, state: TrainState, turns: Turns, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Learns from one batch of rollouts.
+
+    Args:
+        rule: functions and scalars.
+        state: before the step; donate it.
+        turns: N rollouts, whole groups.
+        key: for estimators that draw (the placebo) and for the order of minibatches.
+
+    Returns:
+        the state after the step and scalar metrics. An update whose loss or gradient is not finite leaves parameters and
+        optimizer as they were and counts in ``state.bad_updates``.
+    """
+    estimate_key, order_key = jax.random.split(key)
+    if rule.single:
+        batch = Batch(turns)
+        state, metrics = _apply(rule, state, batch, estimate_key)
+    else:
+        model = nnx.merge(rule.graphdef, state.params)
+        batch, metrics = _score_batch(rule, model, turns, estimate_key, state.step)
+        state, more = _passes(rule, state, batch, order_key)
+        metrics = metrics | more
+    metrics = metrics | metrics_lib.rollout_metrics(turns)
+    return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def credit(rule: UpdateRule, scores: score.Scores, turns: Turns, key: jax.Array, step: jax.Array):
+    """Turns scores into credit.
+
+    Returns:
+        Credit, gain [N, T], gain_mask [N, T] and scalar metrics.
+    """
+    num_turns = turns.turn_reward.shape[1]
+    shape = turns.turn_reward.shape
+    errors = jnp.zeros(shape, bool) if turns.turn_error is None else turns.turn_error
+    metrics = {}
+    if rule.needs_gain:
+        gain, exists = info_gain.info_gain(
+            scores.token_gain,
+            turns.turn,
+            turns.action_mask & turns.valid[:, None],
+            turns.feedback_mask & turns.valid[:, None],
+            num_turns=num_turns,
+        )
+        metrics = metrics_lib.gain_metrics(gain, exists, errors)
+        gain_mask = exists & ~errors if rule.mask_errors else exists
+        gain = jnp.where(gain_mask, gain, 0.0)
+    else:
+        gain, gain_mask = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool)
+    signals = Signals(
+        turn=turns.turn,
+        action_mask=turns.action_mask,
+        outcome=turns.outcome,
+        turn_reward=turns.turn_reward,
+        valid=turns.valid,
+        num_turns=turns.num_turns,
+        gain=gain,
+        gain_mask=gain_mask,
+        update=step,
+    )
+    out = rule.estimator(jax.lax.stop_gradient(signals), group_size=rule.group_size, key=key, **rule.hyper)
+    return jax.lax.stop_gradient(out), gain, gain_mask, metrics | out.metrics
+
+
+def score_turns(rule: UpdateRule, model: Any, turns: Turns, *, paired: bool, reference: Any = None) -> score.Scores:
+    """Scores a batch as the rule says, with or without the counterfactual."""
+    return score.score(
+        model,
+        turns,
+        jnp.asarray(rule.placeholder, jnp.int32) if paired else None,
+        horizon=rule.horizon,
+        temperature=rule.temperature,
+        kind=rule.gain_kind,
+        branch_len=rule.branch_len if paired else None,
+        target_len=rule.target_len,
+        reference=reference,
+    )
+
+
+def _score_batch(rule, model, turns, key, step):
+    """One pass with the sampling weights: gains, credit and old_logp of a batch that is used several times."""
+    scores = jax.lax.stop_gradient(score_turns(rule, model, turns, paired=rule.needs_gain))
+    out, _, _, metrics = credit(rule, scores, turns, key, step)
+    metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(scores.logp, turns.sampled_logp, out.loss_mask)}
+    weight = None
+    if rule.importance_cap:
+        weight = losses.importance_weight(scores.logp, turns.sampled_logp, out.loss_mask, cap=rule.importance_cap)
+    return Batch(turns, advantage=out.advantage, old_logp=scores.logp, weight=weight), metrics
+
+
+def _passes(rule, state, batch, key):
+    """Runs epochs over shuffled minibatches of whole groups."""
+    groups = batch.turns.outcome.shape[0] // rule.group_size
+
+    def one(state, order):
+        rows = (order[:, None] * rule.group_size + jnp.arange(rule.group_size)).reshape(-1)
+        return _apply(rule, state, jax.tree.map(lambda a: a[rows], batch), key)
+
+    orders = jax.vmap(lambda k: jax.random.permutation(k, groups))(jax.random.split(key, rule.epochs))
+    orders = orders.reshape(rule.epochs * rule.minibatches, groups // rule.minibatches)
+    state, metrics = jax.lax.scan(one, state, orders)
+    last = {name: values[-1] if name == 'bad_updates' else jnp.mean(values) for name, values in metrics.items()}
+    return state, last | {'skipped': jnp.sum(metrics['skipped'])}
+
+
+def _apply(rule, state, batch, key):
+    """Takes one optimizer step on a (mini)batch, in microbatches, unless something is not finite."""
+    mask = batch.turns.action_mask & batch.turns.valid[:, None]
+    weight = losses.token_weight(batch.turns.turn, mask, unit=rule.unit, num_turns=batch.turns.turn_reward.shape[1])
+    denominator = jnp.maximum(jnp.sum(weight), 1.0)
+    grad_fn = jax.grad(functools.partial(_loss, rule), has_aux=True)
+
+    def part(index_and_batch):
+        index, micro = index_and_batch
+        micro_key = jax.random.fold_in(key, index)
+        return grad_fn(state.params, state.reference, micro, denominator, micro_key, state.step)
+
+    k = rule.microbatches
+    if k == 1:
+        grads, metrics = part((0, batch))
+    else:
+        micros = jax.tree.map(lambda a: a.reshape(k, a.shape[0] // k, *a.shape[1:]), batch)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+
+        def add(total, item):
+            grads, metrics = part(item)
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        grads, metrics = jax.lax.scan(add, zeros, (jnp.arange(k), micros))
+        metrics = {n: jnp.sum(v) if n in ('loss', 'policy_loss') else jnp.mean(v) for n, v in metrics.items()}
+    return _guarded_step(rule, state, grads, metrics)
+
+
+def _guarded_step(rule, state, grads, metrics):
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
+    updates, opt_state = rule.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def keep(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    bad = jnp.where(finite, 0, state.bad_updates + 1)
+    state = dataclasses.replace(
+        state, params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), bad_updates=bad
+    )
+    return state, metrics | {'grad_norm': norm, 'skipped': 1.0 - finite, 'bad_updates': bad}
+
+
+def _loss(rule, params, reference, batch, denominator, key, step):
+    """Returns the loss of a microbatch, its share of the whole batch's, and metrics."""
+    model = nnx.merge(rule.graphdef, params)
+    ref_model = nnx.merge(rule.graphdef, reference) if rule.kl_coef else None
+    turns = batch.turns
+    fused = batch.advantage is None
+    scores = score_turns(rule, model, turns, paired=fused and rule.needs_gain, reference=ref_model)
+    mask = turns.action_mask & turns.valid[:, None]
+    metrics, advantage, old_logp, importance = {}, batch.advantage, batch.old_logp, batch.weight
+    if fused:
+        out, _, _, metrics = credit(rule, scores, turns, key, step)
+        advantage, old_logp = out.advantage, jax.lax.stop_gradient(scores.logp)
+        metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(old_logp, turns.sampled_logp, mask)}
+        if rule.importance_cap:
+            importance = losses.importance_weight(old_logp, turns.sampled_logp, mask, cap=rule.importance_cap)
+    unit = losses.token_weight(turns.turn, mask, unit=rule.unit, num_turns=turns.turn_reward.shape[1])
+    policy_loss, clip = losses.clipped_policy_loss(
+        scores.logp, old_logp, advantage, mask,
+        clip_low=rule.clip_low, clip_high=rule.clip_high, dual_clip=rule.dual_clip,
+        denominator=denominator, weight=unit if importance is None else unit * importance,
+    )  # fmt: skip
+    entropy = losses.entropy_bonus(scores.entropy, mask, denominator=denominator, weight=unit)
+    loss = policy_loss - rule.entropy_coef * entropy
+    if rule.kl_coef:
+        kl = losses.kl_penalty(
+            scores.logp, scores.ref_logp, mask,
+            kind=rule.kl, denominator=denominator, weight=unit, full_kl=scores.ref_kl,
+        )  # fmt: skip
+        loss = loss + rule.kl_coef * kl
+        metrics = metrics | {
+            'kl': losses.kl_penalty(scores.logp, scores.ref_logp, mask, kind=rule.kl, full_kl=scores.ref_kl),
+            'kl_k1': losses.masked_mean(scores.logp - scores.ref_logp, mask),
+        }
+    metrics = metrics | clip | {
+        'loss': loss, 'policy_loss': policy_loss, 'entropy': losses.masked_mean(scores.entropy, mask)
+    }  # fmt: skip
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+__all__ = ['Batch', 'Credit', 'TrainState', 'UpdateRule', 'credit', 'init_state', 'score_turns', 'update']
