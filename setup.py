@@ -20,6 +20,7 @@ setup(
         'absl-py>=2.1,<3',
         'flax>=0.12,<0.13',
         'jax>=0.10,<0.12',
+        'jinja2>=3.1,<4',
         'matplotlib>=3.9,<4',
         'ml-collections>=1.0,<2',
         'numpy>=2.0,<3',

@@ -36,11 +36,16 @@ def centre(x: Array, mask: Array, *, axis: int, weight: Array | None = None) -> 
 
 
 def masked_std(centred: Array, mask: Array, *, ddof: int, weight: Array | None = None) -> Array:
-    """Returns sqrt(sum(weight * centred**2) / max(sum(weight) - ddof, 1)) over the last axis, kept with size 1."""
+    """Returns sqrt(sum(weight * centred**2) / max(sum(weight) - ddof, 1)) over the last axis, kept with size 1.
+
+    Args:
+        centred: values from `centre`, 0 outside the mask.
+        mask, weight: as for `centre`.
+        ddof: what is taken off the sum of the weights; 1 is torch.std's.
+    """
     weight = jnp.where(mask, 1 if weight is None else weight, 0)
-    square = jnp.where(mask, centred, 0) ** 2
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    return jnp.sqrt(jnp.sum(weight * square, axis=-1, keepdims=True) / jnp.maximum(total - ddof, 1))
+    return jnp.sqrt(jnp.sum(weight * centred**2, axis=-1, keepdims=True) / jnp.maximum(total - ddof, 1))
 
 
 def outcome_advantage(outcome: Array, *, group_size: int, valid: Array | None = None) -> Array:

@@ -52,7 +52,6 @@ class Checkpointer:
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
                 best_fn=_metric,
-                best_mode='max',
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
             ),
             item_handlers={'state': ocp.PyTreeCheckpointHandler(), 'about': ocp.JsonCheckpointHandler('about.json')},
@@ -75,9 +74,7 @@ class Checkpointer:
         if step in steps:
             return
         if steps and step < steps[-1]:
-            raise ValueError(
-                f'{self._folder} already holds step {steps[-1]}; to go back to {step} take a new workdir'
-            )
+            raise ValueError(f'{self._folder} already holds step {steps[-1]}; to go back to {step} take a new workdir')
         leaves = _flatten(state)
         ranked = -math.inf if metric is None or math.isnan(metric) else float(metric)
         specs = {name: _spec(leaf) for name, leaf in leaves.items()}

@@ -61,6 +61,7 @@ def base_config() -> config_dict.ConfigDict:
     c.model.tie_embeddings = True  # the output head is the embedding table
     c.model.qk_norm = False  # RMSNorm on queries and keys (Qwen3)
     c.model.dtype = 'float32'  # compute dtype
+    c.model.max_vocab = 512  # hosted, from scratch: largest vocabulary of the tokenizer trained on the world's text
 
     c.rollout = config_dict.ConfigDict()
     c.rollout.temperature = 1.0  # of sampling; scores use the same

@@ -26,7 +26,7 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[1, inf]', 'updates.epochs updates.minibatches updates.microbatches updates.max_bad_updates checkpoint.interval'),
     ('[1, inf]', 'model.dim model.num_layers model.num_heads model.num_kv_heads model.head_dim model.mlp_dim'),
     ('[1, inf]', 'rollout.max_action_tokens rollout.max_feedback_tokens rollout.max_prompt_tokens rollout.max_tokens'),
-    ('[1, inf]', 'rollout.max_bad_actions rollout.chunk env.turn_limit'),
+    ('[1, inf]', 'rollout.max_bad_actions rollout.chunk env.turn_limit model.max_vocab'),
     ('[0, 1]', 'rollout.max_failed_fraction'),
     ('[0, 1)', 'optim.b1 optim.b2'),
     ('(0, 1]', 'loss.clip_low'),
@@ -123,8 +123,8 @@ def _bad_rollout(fields: Fields) -> Iterator[str]:
 
 
 def _bad_rest(fields: Fields) -> Iterator[str]:
-    steps = fields['steps']
-    if fields['optim.decay'] == 'cosine' and fields['optim.warmup_steps'] >= steps:
-        yield _line(fields, 'optim.warmup_steps', f'must be below config.steps = {steps} for a cosine decay')
+    updates = fields['steps'] * fields['updates.epochs'] * fields['updates.minibatches']
+    if fields['optim.decay'] == 'cosine' and fields['optim.warmup_steps'] >= updates:
+        yield _line(fields, 'optim.warmup_steps', f'must be below the {updates} updates of the run for a cosine decay')
     if fields['info.placeholder'] == '':
         yield _line(fields, 'info.placeholder', "must not be empty; None takes the environment's own")

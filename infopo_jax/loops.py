@@ -4,6 +4,7 @@ A loop has four methods: ``warm_start``, ``step``, ``evaluate`` and ``decode``. 
 """
 
 import dataclasses
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from infopo_jax import evaluate as evaluate_lib, update as update_lib, warmstart
-from infopo_jax.rollout import jitted
+from infopo_jax.rollout import hosted, jitted
 
 ROLLOUT, UPDATE = 0, 1  # what a step's key is folded with
 
@@ -115,6 +116,110 @@ class JittedLoop:
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""
         return self.env.decode(ids)
+
+
+class HostedLoop:
+    """Steps of a text environment: rollouts on host and device, then scoring and update as one XLA program.
+
+    Args:
+        make_env: returns a fresh text environment.
+        chat: renders its messages.
+        rule: the update; its static bounds are set per batch from a ladder.
+        sizes: how much to roll out.
+        engine: plays the rollouts.
+        seed: of the host's randomness: which tasks, which wording.
+        max_failed_fraction: more failed rollouts than this share of a batch stop the run.
+    """
+
+    num_seeds = 1
+
+    def __init__(self, make_env, chat, rule, sizes: Sizes, engine, *, seed: int, max_failed_fraction: float):
+        self.make_env, self.chat, self.rule, self.sizes, self.engine = make_env, chat, rule, sizes, engine
+        self.seed, self.max_failed_fraction = seed, max_failed_fraction
+        self.ladder = hosted.Ladder.of(engine.limits, num_placeholder=len(rule.placeholder), horizon=rule.horizon)
+        env = make_env()
+        self.tasks = {split: list(env.tasks(split)) for split in ('train', 'test')}
+        self._update = jax.jit(self._update_one, donate_argnums=0, static_argnames=('branch_len', 'target_len'))
+        self._look = jax.jit(self._look_one, static_argnames=('branch_len', 'target_len'))
+
+    def over_seeds(self, function):
+        """Hosted runs have no seed axis."""
+        return function
+
+    def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float):
+        """Returns warm-started parameters and the losses [steps]."""
+        del key  # the examples come from the host's randomness
+        return warmstart.run_text(
+            self.rule.graphdef, params, self.make_env(), self.chat,
+            seed=self.seed, steps=steps, batch=batch, lr=lr, max_len=self.engine.limits.max_tokens,
+        )  # fmt: skip
+
+    def step(self, state: update_lib.TrainState):
+        """Returns the state after one step, metrics and the clock; the state is donated."""
+        start = time.perf_counter()
+        step = int(state.step)
+        key = jax.random.fold_in(state.key, state.step)
+        rng = random.Random(f'tasks {self.seed} {step}')
+        tasks = rng.choices(self.tasks['train'], k=self.sizes.num_prompts)
+        turns, clock = self._rollout(
+            state.params, jax.random.fold_in(key, ROLLOUT), tasks, rng.getrandbits(31), self.sizes.temperature
+        )
+        rolled = time.perf_counter()
+        (branch_len, target_len), turns = self.ladder.fit(turns, self.rule.placeholder, self.rule.horizon)
+        state, metrics = self._update(
+            state, turns, jax.random.fold_in(key, UPDATE), branch_len=branch_len, target_len=target_len
+        )
+        metrics = jax.device_get(metrics)
+        end = time.perf_counter()
+        tokens = float(metrics['length']) * turns.outcome.shape[0]
+        return state, metrics, {
+            'seconds': end - start,
+            'tokens_per_second': tokens / (end - start),
+            'tokens_per_second_sampled': clock.sampled / max(clock.decode, 1e-9),
+            'tokens_per_second_fed': clock.fed / max(clock.extend, 1e-9),
+            'tokens_per_second_update': tokens / (end - rolled),
+            'seconds_rollout': rolled - start,
+            'seconds_decode': clock.decode,
+            'seconds_extend': clock.extend,
+            'seconds_env': clock.env,
+            'seconds_update': end - rolled,
+        }  # fmt: skip
+
+    def evaluate(self, params: Any, key: jax.Array, step: jax.Array):
+        """Returns held-out metrics and a ``Look``."""
+        rng = random.Random(f'eval {self.seed}')
+        tasks = rng.sample(self.tasks['test'], min(self.sizes.eval_groups, len(self.tasks['test'])))
+        turns, _ = self._rollout(params, key, tasks, rng.getrandbits(31), self.sizes.eval_temperature)
+        metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
+        first = jax.tree.map(lambda a: a[: max(1, self.sizes.look_groups) * self.sizes.group_size], turns)
+        (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
+        look = self._look(params, first, key, step, branch_len=branch_len, target_len=target_len)
+        return jax.device_get(metrics), jax.device_get(look)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids."""
+        return self.chat.decode(ids)
+
+    def _rollout(self, params, key, tasks, seed, temperature):
+        dialogues, clock = self.engine.rollout(
+            params, key, tasks, group_size=self.sizes.group_size, seed=seed, temperature=temperature
+        )
+        failed = [d for d in dialogues if not d.valid]
+        if len(failed) > self.max_failed_fraction * len(dialogues):
+            raise hosted.RolloutsFailed(
+                f'{len(failed)} of {len(dialogues)} rollouts failed, more than config.rollout.max_failed_fraction = '
+                f'{self.max_failed_fraction}; the first, task {failed[0].task!r}: {failed[0].error_text}'
+            )
+        limits = self.engine.limits
+        return hosted.to_turns(dialogues, limits.max_tokens, limits.max_turns), clock
+
+    def _update_one(self, state, turns, key, *, branch_len, target_len):
+        rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
+        return update_lib.update(rule, state, turns, key)
+
+    def _look_one(self, params, turns, key, step, *, branch_len, target_len):
+        rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
+        return evaluate_lib.look(rule, nnx.merge(rule.graphdef, params), turns, key, step)
 
 
 def seed_keys(seed: int, num_seeds: int) -> jax.Array:

@@ -213,8 +213,7 @@ def importance_weight(logp: Array, sampled_logp: Array, mask: Array, *, cap: flo
         ValueError: for differing shapes or a wrong dtype.
     """
     _check_tokens(mask, logp=logp, sampled_logp=sampled_logp)
-    log_ratio = jnp.where(mask, logp, 0) - jnp.where(mask, sampled_logp, 0)
-    weight = jnp.minimum(jnp.exp(jnp.minimum(log_ratio, MAX_LOG_RATIO)), cap)
+    weight = jnp.minimum(jnp.exp(logp - sampled_logp), cap)
     return jax.lax.stop_gradient(jnp.where(mask, weight, 0))
 
 

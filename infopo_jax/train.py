@@ -1,6 +1,7 @@
 """A training run: warm start, then rollout, score, credit, update, log, checkpoint, evaluate."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -16,9 +17,13 @@ from flax import nnx
 from infopo_jax import config as config_lib
 from infopo_jax import envs, estimators, loops, report, samples, update as update_lib
 from infopo_jax.checkpoint import Checkpointer
+from infopo_jax.lm.chat import Chat
 from infopo_jax.lm.config import LMConfig
+from infopo_jax.lm.tokenizer import train_tokenizer
 from infopo_jax.lm.transformer import Transformer
 from infopo_jax.logger import Logger
+from infopo_jax.rollout.dialogue import Limits
+from infopo_jax.rollout.hosted import HostedRollout
 
 INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
 
@@ -86,7 +91,7 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
 
 def build_loop(config: Any) -> tuple[Any, LMConfig]:
     """Returns the loop of a config's environment and kind of rollout, and the model's architecture."""
-    env = envs.make(config.env.name, **config_lib.env_knobs(config))
+    knobs = config_lib.env_knobs(config)
     group_size = config.batch.group_size
     sizes = loops.Sizes(
         num_prompts=config.batch.prompts,
@@ -97,17 +102,42 @@ def build_loop(config: Any) -> tuple[Any, LMConfig]:
         eval_temperature=config.eval.temperature,
         max_bad_actions=config.rollout.max_bad_actions,
     )
-    model_config = build_model_config(config, vocab_size=len(env.vocab))
-    placeholder = tuple(env.placeholder)
-    if config.info.placeholder is not None:
-        placeholder = tuple(env.encode(config.info.placeholder))
+    env = envs.make(config.env.name, **knobs)
+    if config.env.kind == 'jitted':
+        model_config = build_model_config(config, vocab_size=len(env.vocab))
+        shown = config.info.placeholder
+        placeholder = tuple(env.placeholder if shown is None else env.encode(shown))
+        rule = build_rule(config, graph_of(model_config), placeholder=placeholder, outcome_range=env.outcome_range)
+        return loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds), model_config
+    chat = Chat(train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=config.model.max_vocab))
+    model_config = build_model_config(config, vocab_size=chat.vocab_size)
+    placeholder = tuple(chat.encode(config.info.placeholder or env.placeholder))
     rule = build_rule(config, graph_of(model_config), placeholder=placeholder, outcome_range=env.outcome_range)
-    return loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds), model_config
+    return _hosted_loop(config, functools.partial(envs.make, config.env.name, **knobs), chat, rule, sizes), model_config
+
+
+def _hosted_loop(config, make_env, chat, rule, sizes) -> loops.HostedLoop:
+    roll = config.rollout
+    limits = Limits(
+        max_turns=make_env().max_turns,
+        max_tokens=roll.max_tokens,
+        max_prompt_tokens=roll.max_prompt_tokens,
+        max_action_tokens=roll.max_action_tokens,
+        max_feedback_tokens=roll.max_feedback_tokens,
+        max_bad_actions=roll.max_bad_actions,
+    )
+    slots = roll.slots or sizes.num_prompts * sizes.group_size
+    engine = HostedRollout(make_env, chat, rule.graphdef, limits, num_slots=slots, chunk=roll.chunk)
+    return loops.HostedLoop(
+        make_env, chat, rule, sizes, engine, seed=config.seed, max_failed_fraction=roll.max_failed_fraction
+    )
 
 
 def build_model_config(config: Any, *, vocab_size: int) -> LMConfig:
     """Returns the architecture that a config describes."""
-    return LMConfig(vocab_size=vocab_size, **config.model.to_dict())
+    fields = config.model.to_dict()
+    fields.pop('max_vocab')
+    return LMConfig(vocab_size=vocab_size, **fields)
 
 
 def graph_of(model_config: LMConfig) -> Any:

@@ -5,16 +5,22 @@ action that follows no strategy. It never shows what to ask when, nor a whole so
 since the gain would otherwise measure how novel the placeholder looks.
 """
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from infopo_jax.envs.array import ArrayEnv, Example
+from infopo_jax.envs.text import Message, Teachable
 from infopo_jax.lm import attention, head
+from infopo_jax.lm.chat import Chat
 
 
 def example_loss(model: Any, examples: Example) -> jax.Array:
@@ -65,3 +71,65 @@ def run_array(graphdef: Any, params: Any, env: ArrayEnv, key: jax.Array, *, step
 
     (params, _), losses = jax.lax.scan(body, (params, tx.init(params)), jnp.arange(steps))
     return params, losses
+
+
+def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], int]:
+    """Returns the ids of one text transition, laid out as in a rollout, and how many of them, at the end, are the target."""
+    turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
+    first = turns[0] if turns else len(messages)
+    ids = chat.prompt(messages[:first])
+    for start, end in itertools.pairwise([*turns, len(messages)]):
+        ids += [*chat.encode(messages[start]['content']), chat.stop_id]
+        ids += chat.reply(messages[start + 1 : end])[0]
+    said = [*chat.encode(target), chat.stop_id]
+    return ids + said, len(said)
+
+
+def text_batches(
+    env: Teachable, chat: Chat, *, seed: int, batch: int, max_len: int, pool: int = 8, multiple: int = 64
+) -> Iterator[Example]:
+    """Yields batches of text transitions; rows of like length stand together, padded to a few lengths only.
+
+    Args:
+        pool: batches drawn at once and sorted by length among each other.
+        multiple: lengths are padded to multiples of this.
+    """
+    rng = random.Random(f'warm start {seed}')
+    while True:
+        drawn = []
+        while len(drawn) < pool * batch:
+            ids, said = render_example(chat, *env.example(rng))
+            if len(ids) <= max_len:
+                drawn.append((ids, said))
+        drawn.sort(key=lambda item: len(item[0]))
+        batches = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
+        rng.shuffle(batches)
+        for rows in batches:
+            length = min(max_len, -(-max(len(ids) for ids, _ in rows) // multiple) * multiple)
+            tokens = np.zeros((batch, length), np.int32)
+            real, target = (np.zeros((batch, length), bool) for _ in range(2))
+            for i, (ids, said) in enumerate(rows):
+                tokens[i, : len(ids)], real[i, : len(ids)] = ids, True
+                target[i, len(ids) - said : len(ids)] = True
+            yield Example(tokens=tokens, token_mask=real, target_mask=target)
+
+
+def run_text(
+    graphdef: Any, params: Any, env: Teachable, chat: Chat, *, seed: int, steps: int, batch: int, lr: float, max_len: int
+):
+    """Warm-starts on a text environment; examples are drawn on the host while the device works.
+
+    Returns:
+        the parameters and the losses [steps], nats per target token.
+    """
+    tx = optimizer(lr, steps)
+    step = jax.jit(make_step(graphdef, tx), donate_argnums=(0, 1))
+    batches = text_batches(env, chat, seed=seed, batch=batch, max_len=max_len)
+    opt_state, losses = tx.init(params), []
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(next, batches)
+        for _ in range(steps):
+            examples, coming = coming.result(), ahead.submit(next, batches)
+            params, opt_state, loss = step(params, opt_state, examples)
+            losses.append(loss)
+    return params, jnp.stack(losses)

@@ -45,7 +45,7 @@ def compiled_step(env):
 
 
 def random_actions(env, seed):
-    """Returns actions [COUNT, action_len] and masks: the targets of examples in random order, random tokens every other row."""
+    """Returns actions [COUNT, action_len] and masks: targets of examples, random tokens every other row."""
     rng = np.random.default_rng(seed)
     order, example = rng.permutation(COUNT), examples(env)
     target_mask = example.target_mask[order]

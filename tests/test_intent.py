@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infopo_jax.envs.intent import Intent, State, complete_goal, left_align
+from infopo_jax.envs.intent import Intent, State, complete_goal, left_align, pick
 
 
 def act(env, text):
@@ -100,14 +100,19 @@ def test_step_after_booking_is_frozen():
 @pytest.mark.parametrize('num_values', [2, 5, 12, 16])
 def test_complete_goal_splits_by_checksum(num_values):
     num_test = {2: 1, 5: 1, 12: 2, 16: 2}[num_values]  # 0.15 of the checksums, rounded, at least one
-    keys = jax.random.split(jax.random.key(0), 400)
-    values = jax.random.randint(jax.random.key(1), (400, 3), 0, num_values)
+    draws, values = jnp.linspace(0, 1, 400, endpoint=False), jnp.arange(1200).reshape(400, 3) * 7 % num_values
     for split, sums in (('test', range(num_test)), ('train', range(num_test, num_values))):
         complete = jax.vmap(functools.partial(complete_goal, slot=jnp.int32(1), num_values=num_values, split=split))
-        goals = np.asarray(complete(keys, values))
+        goals = np.asarray(complete(draws, values))
         np.testing.assert_array_equal(goals[:, ::2], values[:, ::2])
         assert set((goals.sum(1) % num_values).tolist()) == set(sums)
         assert np.all((goals >= 0) & (goals < num_values))
+
+
+def test_pick_covers_its_range_evenly():
+    assert pick(jnp.array([0.0, 0.24, 0.25, 0.5, 0.99]), 3, 7).tolist() == [3, 3, 4, 5, 6]
+    largest = jnp.float32(1 - 2**-24)  # no uniform draw is nearer to 1
+    assert [int(pick(largest, 0, n)) for n in (1, 2, 3, 12, 16, 100)] == [0, 1, 2, 11, 15, 99]
 
 
 def test_left_align_closes_holes():

@@ -297,6 +297,13 @@ def test_step_answers_a_bad_call_with_an_error(text):
     assert play(env, messages, act)[1][3]['success']
 
 
+def test_step_compares_the_database_with_the_gold_one():
+    env, messages = start()
+    env._gold = make(1, 'cancel_order order_17 price').gold
+    _, (reward, terminated, _, info) = play(env, messages, act)
+    assert terminated and reward == 0.0 and not info['success']
+
+
 def test_step_truncates_without_success():
     env, _ = start(max_turns=1)
     _, reward, terminated, truncated, info = env.step('Which order?')
@@ -387,6 +394,9 @@ def test_example_is_legal_and_never_a_solved_episode(level):
         history, target = teach.example(env, rng)
         assert parse(target, SCHEMAS).error is None
         assert env.start['options']['task'] in train
+        shown = {value for m in history if m['role'] != 'assistant' for _, value in teach.values(m)}
+        needed = {word for goal in env.start['options']['task'].split(' & ') for word in goal.split()[1:]}
+        assert not needed <= shown
         replay = Retail(level)
         replay.reset(**env.start)
         actions = [message['content'] for message in history if message['role'] == 'assistant']

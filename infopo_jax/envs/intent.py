@@ -44,11 +44,20 @@ class Worded:
         return ' '.join(self.vocab[int(i)] for i in ids if int(i) != PAD)
 
 
-def complete_goal(key: jax.Array, values: jax.Array, slot: jax.Array, *, num_values: int, split: str) -> jax.Array:
+def pick(draw: jax.Array, low: int, high: int) -> jax.Array:
+    """Maps uniform draws in [0, 1) to uniform int32 in [low, high).
+
+    The environments draw one block of uniforms a call and pick from it: each call of jax.random would add to the time
+    that the program takes to compile, and there would be a dozen.
+    """
+    return low + jnp.floor(draw * (high - low)).astype(jnp.int32)
+
+
+def complete_goal(draw: jax.Array, values: jax.Array, slot: jax.Array, *, num_values: int, split: str) -> jax.Array:
     """Redraws one value such that the vector is a goal of the split.
 
     Args:
-        key: randomness.
+        draw: [] float32, uniform in [0, 1).
         values: [K] int32 in [0, num_values).
         slot: [] int32, which value to redraw; uniform ``values`` give uniform goals.
         num_values: size of the value set.
@@ -64,16 +73,14 @@ def complete_goal(key: jax.Array, values: jax.Array, slot: jax.Array, *, num_val
     bounds = {'test': (0, num_test), 'train': (num_test, num_values)}
     if split not in bounds:
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    checksum = jax.random.randint(key, (), *bounds[split])
+    checksum = pick(draw, *bounds[split])
     others = values.sum() - values[slot]
     return values.at[slot].set((checksum - others) % num_values)
 
 
-def draw_goal(key: jax.Array, *, num_slots: int, num_values: int, split: str) -> jax.Array:
-    """Draws a goal [num_slots] int32 uniformly from the goals of a split."""
-    values_key, checksum_key = jax.random.split(key)
-    values = jax.random.randint(values_key, (num_slots,), 0, num_values)
-    return complete_goal(checksum_key, values, jnp.int32(0), num_values=num_values, split=split)
+def draw_goal(draw: jax.Array, *, num_values: int, split: str) -> jax.Array:
+    """Returns a uniformly drawn goal [K] int32 of a split, from ``draw`` [K + 1] float32, uniform in [0, 1)."""
+    return complete_goal(draw[-1], pick(draw[:-1], 0, num_values), jnp.int32(0), num_values=num_values, split=split)
 
 
 def left_align(tokens: jax.Array, token_mask: jax.Array, target_mask: jax.Array) -> Example:
@@ -156,9 +163,9 @@ class Intent(Worded):
 
     def reset(self, key: jax.Array, split: str) -> tuple[State, jax.Array, jax.Array]:
         """Starts an episode; see ``array.ArrayEnv.reset``."""
-        goal_key, hidden_key = jax.random.split(key)
-        goal = draw_goal(goal_key, num_slots=self.num_slots, num_values=self.num_values, split=split)
-        hidden = jax.random.permutation(hidden_key, self.num_slots) < self.num_hidden
+        draw = jax.random.uniform(key, (2, self.num_slots + 1))
+        goal = draw_goal(draw[0], num_values=self.num_values, split=split)
+        hidden = jnp.argsort(draw[1, :-1]) < self.num_hidden
         state = State(goal=goal, booked=jnp.full_like(goal, -1), turns=jnp.int32(0), done=jnp.bool_(False))
         return state, self._prompt(goal, hidden), jnp.ones(self.prompt_len, bool)
 
@@ -195,28 +202,28 @@ class Intent(Worded):
         """Draws one warm-start transition, laid out as a rollout is.
 
         The history is a random number of asks about random slots. The target is an ask about a random slot, or a
-        booking that copies what is known and guesses the rest. One hidden slot is never answered (the placeholder stands
-        in its answers) and some other answers are withheld too: the placeholder becomes familiar, and no example is a
-        solved episode.
+        booking that copies what is known and guesses the rest. One hidden slot is never answered (the placeholder
+        stands in its answers) and some other answers are withheld too: the placeholder becomes familiar, and no example
+        is a solved episode.
         """
-        keys = iter(jax.random.split(key, 9))
-        goal = draw_goal(next(keys), num_slots=self.num_slots, num_values=self.num_values, split='train')
-        rank = jax.random.permutation(next(keys), self.num_slots)
+        turns = self.max_turns - 1
+        draw = jax.random.uniform(key, (6, max(self.num_slots + 1, turns, 4)))
+        num_past, choice, slot, checksum = draw[0, :4]
+        goal = draw_goal(draw[1, : self.num_slots + 1], num_values=self.num_values, split='train')
+        rank = jnp.argsort(draw[2, : self.num_slots])
         hidden = rank < max(2, self.num_hidden)  # with one hidden slot, never answered, reading answers is not learned
         secret = jnp.argmin(rank)
 
-        past = jnp.arange(self.max_turns - 1) < jax.random.randint(next(keys), (), 0, self.max_turns)
-        asked = jax.random.randint(next(keys), past.shape, 0, self.num_slots)
-        told = (asked != secret) & ~jax.random.bernoulli(next(keys), PLACEHOLDER_SHARE, past.shape)
+        past = jnp.arange(turns) < pick(num_past, 0, self.max_turns)
+        asked = pick(draw[3, :turns], 0, self.num_slots)
+        told = (asked != secret) & (draw[4, :turns] >= PLACEHOLDER_SHARE)
         known = ~hidden | jnp.any((past & told)[:, None] & (asked[:, None] == jnp.arange(self.num_slots)), axis=0)
 
-        guess = jax.random.randint(next(keys), (self.num_slots,), 0, self.num_values)
-        booked = jnp.where(known, goal, guess)
-        booked = complete_goal(next(keys), booked, secret, num_values=self.num_values, split='train')
+        booked = jnp.where(known, goal, pick(draw[5, : self.num_slots], 0, self.num_values))
+        booked = complete_goal(checksum, booked, secret, num_values=self.num_values, split='train')
         target = jnp.concatenate([jnp.array([BOOK]), self.value_id + booked, jnp.array([END])])
-        slot = jax.random.randint(next(keys), (), 0, self.num_slots)
-        ask = jnp.full_like(target, PAD).at[:3].set(jnp.stack([ASK, self.slot_id + slot, END]))
-        target = jnp.where(jax.random.bernoulli(next(keys), self.ask_fraction), ask, target)
+        ask = jnp.full_like(target, PAD).at[:3].set(jnp.stack([ASK, self.slot_id + pick(slot, 0, self.num_slots), END]))
+        target = jnp.where(choice < self.ask_fraction, ask, target)
 
         history, history_mask = self._history(goal, asked, told)
         prompt, none = self._prompt(goal, hidden), jnp.zeros(self.example_len - self.action_len, bool)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from infopo_jax.envs.array import Example
-from infopo_jax.envs.intent import PLACEHOLDER_SHARE, Worded, complete_goal, draw_goal, left_align
+from infopo_jax.envs.intent import PLACEHOLDER_SHARE, Worded, complete_goal, draw_goal, left_align, pick
 from infopo_jax.types import pytree_dataclass
 
 NUM_SLOTS, NUM_VALUES, NUM_NOISE, MAX_TURNS = 2, 8, 4, 4
@@ -143,7 +143,7 @@ class Probe(Worded):
 
     def reset(self, key: jax.Array, split: str) -> tuple[State, jax.Array, jax.Array]:
         """Starts an episode; see ``array.ArrayEnv.reset``."""
-        goal = draw_goal(key, num_slots=NUM_SLOTS, num_values=NUM_VALUES, split=split)
+        goal = draw_goal(jax.random.uniform(key, (NUM_SLOTS + 1,)), num_values=NUM_VALUES, split=split)
         zero = jnp.int32(0)
         state = State(goal=goal, said=jnp.full_like(goal, -1), num_asked=zero, turns=zero, done=jnp.bool_(False))
         return state, self._prompt(goal, jnp.zeros(NUM_SLOTS, bool)), jnp.ones(self.prompt_len, bool)
@@ -167,7 +167,8 @@ class Probe(Worded):
         reward = self.score(new)[0] - self.score(state)[0]
 
         error = ~asks & ~says & ~state.done
-        feedback = self._reply(key, state.goal, state.num_asked, error, jnp.zeros(NUM_SLOTS, bool))
+        draw = jax.random.uniform(key, (NUM_SLOTS,))
+        feedback = self._reply(draw, state.goal, state.num_asked, error, jnp.zeros(NUM_SLOTS, bool))
         feedback = jnp.where(state.done | says, PAD, feedback)
         return new, feedback, feedback != PAD, reward, new.done, error
 
@@ -184,30 +185,29 @@ class Probe(Worded):
         question, or says the values that the user named last and guesses the rest. One of the two is '?' wherever the
         user names values, and some answers show the placeholder instead: no example is a solved episode.
         """
-        keys = iter(jax.random.split(key, 8))
-        goal = draw_goal(next(keys), num_slots=NUM_SLOTS, num_values=NUM_VALUES, split='train')
-        secret = jax.random.randint(next(keys), (), 0, NUM_SLOTS)
+        turns = MAX_TURNS - 1
+        draw = jax.random.uniform(key, (3 + turns, 4))
+        secret, num_past, choice, checksum = draw[0]
+        goal = draw_goal(draw[1, : NUM_SLOTS + 1], num_values=NUM_VALUES, split='train')
+        secret = pick(secret, 0, NUM_SLOTS)
         withheld = jnp.arange(NUM_SLOTS) == secret
         prompt = self._prompt(goal, withheld)
 
-        past = jnp.arange(MAX_TURNS - 1) < jax.random.randint(next(keys), (), 0, MAX_TURNS)
-        wrong = self.rule.suggests & jax.random.bernoulli(next(keys), 0.5, past.shape)
+        past, turn_draw = jnp.arange(turns) < pick(num_past, 0, MAX_TURNS), draw[3:]
+        wrong = self.rule.suggests & (turn_draw[:, 0] < 0.5)
+        replaced = turn_draw[:, 1] < PLACEHOLDER_SHARE
         num_asked = jnp.cumsum(~wrong) - ~wrong
-        reply_keys = jax.random.split(next(keys), past.size)
-        replies = jax.vmap(self._reply, (0, None, 0, 0, None))(reply_keys, goal, num_asked, wrong, withheld)
-        replaced = jax.random.bernoulli(next(keys), PLACEHOLDER_SHARE, past.shape)
+        replies = jax.vmap(self._reply, (0, None, 0, 0, None))(turn_draw[:, 2:], goal, num_asked, wrong, withheld)
         replies = jnp.where(replaced[:, None], jnp.full(self.feedback_len, PAD).at[0].set(NOTHING), replies)
 
         # The values the user named last, with their slot: the pair is the tail of a full-length reply.
         named = jnp.concatenate([prompt[None, 1:-1], replies[:, -NUM_SLOTS:]])
         names = jnp.any((named >= VALUE) & (named < NOISE), axis=1) & jnp.concatenate([jnp.array([True]), past])
         last = named[jnp.max(jnp.where(names, jnp.arange(MAX_TURNS), 0))]
-        guess = jax.random.randint(next(keys), (NUM_SLOTS,), 0, NUM_VALUES)
-        said = jnp.where(last >= VALUE, last - VALUE, guess)
-        said_key, ask_key = jax.random.split(next(keys))
-        said = complete_goal(said_key, said, secret, num_values=NUM_VALUES, split='train')
+        said = jnp.where(last >= VALUE, last - VALUE, pick(draw[2, :NUM_SLOTS], 0, NUM_VALUES))
+        said = complete_goal(checksum, said, secret, num_values=NUM_VALUES, split='train')
         say = jnp.concatenate([jnp.array([SAY]), VALUE + said, jnp.array([END])])
-        target = jnp.where(jax.random.bernoulli(ask_key), jnp.array([ASK, END, PAD, PAD]), say)
+        target = jnp.where(choice < 0.5, jnp.array([ASK, END, PAD, PAD]), say)
 
         columns = jnp.where(wrong, SAY, ASK), END, USER, *replies.T, AGENT  # 'say <end>' is malformed
         history = jnp.stack(jnp.broadcast_arrays(*columns), axis=1)
@@ -221,21 +221,19 @@ class Probe(Worded):
         return jnp.concatenate([jnp.array([USER]), shown, jnp.array([AGENT])]).astype(jnp.int32)
 
     def _reply(
-        self, key: jax.Array, goal: jax.Array, num_asked: jax.Array, error: jax.Array, withheld: jax.Array
+        self, draw: jax.Array, goal: jax.Array, num_asked: jax.Array, error: jax.Array, withheld: jax.Array
     ) -> jax.Array:
-        """Returns the feedback [feedback_len] int32, PAD behind it, to a question or to a malformed action."""
+        """Returns the feedback [feedback_len] int32, PAD behind it, to a question or a malformed action; draw: [2]."""
 
         def fill(*words: int | jax.Array) -> jax.Array:
             return jnp.full(self.feedback_len, PAD).at[: len(words)].set(jnp.stack(words))
 
-        noise_key, error_key = jax.random.split(key)
         answer = fill(OK)
         if self.rule.noise:
-            answer = fill(*jax.random.randint(noise_key, (NUM_SLOTS,), NOISE, NOISE + NUM_NOISE))
+            answer = fill(*pick(draw, NOISE, NOISE + NUM_NOISE))
         if self.rule.informs:
             answer = jnp.where(num_asked == 0, fill(*jnp.where(withheld, UNKNOWN, VALUE + goal)), answer)
         message = fill(ERROR)
         if self.rule.suggests:
-            suggested = jax.random.randint(error_key, (NUM_SLOTS,), VALUE, VALUE + NUM_VALUES)
-            message = fill(ERROR, *jnp.where(withheld, UNKNOWN, suggested))
+            message = fill(ERROR, *jnp.where(withheld, UNKNOWN, pick(draw, VALUE, VALUE + NUM_VALUES)))
         return jnp.where(error, message, answer)

@@ -22,8 +22,11 @@ class Cache:
 def empty(config: LMConfig, num_rows: int, size: int, dtype: str | None = None) -> Cache:
     """Returns a cache of ``size`` columns in which nothing stands."""
     shape = (num_rows, size, config.num_kv_heads, config.head_dim)
-    zeros = tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_layers))
-    return Cache(k=zeros, v=zeros, position=jnp.full((num_rows, size), -1, jnp.int32))
+
+    def zeros():  # buffers of their own, so that the cache can be donated
+        return tuple(jnp.zeros(shape, dtype or config.dtype) for _ in range(config.num_layers))
+
+    return Cache(k=zeros(), v=zeros(), position=jnp.full((num_rows, size), -1, jnp.int32))
 
 
 def append(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from infopo_jax.envs.retail import database as data
 from infopo_jax.envs.retail.expert import ASKS, TELL
 from infopo_jax.envs.retail.tasks import goals
-from infopo_jax.envs.retail.tools import ARGUMENTS
+from infopo_jax.envs.retail.tools import ARGUMENTS, STATUS
 from infopo_jax.envs.text import Message
 from infopo_jax.envs.tools import render
 
@@ -48,7 +48,8 @@ def special_tokens() -> list[str]:
     parts: dict[str, None] = {}
     for tool, arguments in ARGUMENTS.items():
         parts |= dict.fromkeys(render(tool, dict.fromkeys(arguments, '|')).split('|'))
-    return [*ids, *data.PRODUCTS, *data.PRICES, *data.REASONS, *ARGUMENTS, *parts]
+    words = itertools.chain(data.PRODUCTS, data.PRICES, data.REASONS, sorted(set(STATUS.values())), ARGUMENTS)
+    return [*ids, *words, *parts]
 
 
 def values(message: Message, previous: str = '') -> list[tuple[str, str]]:
