@@ -16,17 +16,25 @@ def get_config():
 
     config.env.name = 'retail'
     config.env.kind = 'hosted'
-    config.env.level = 1
+    config.env.level = 2
 
     config.batch.prompts = 16
     config.batch.group_size = 8
 
     config.model.dim = 96
+    config.model.num_layers = 3
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 2
     config.model.head_dim = 24
-    config.model.mlp_dim = 256
-    config.rollout.max_prompt_tokens = 160
-    config.rollout.max_tokens = 400
+    config.model.mlp_dim = 288
+    config.model.rope_theta = 300.0  # contexts of 300 tokens
+    config.rollout.max_prompt_tokens = 128
+    config.rollout.max_action_tokens = 16
+    config.rollout.max_feedback_tokens = 40
+    config.rollout.max_tokens = 384
 
-    config.warmstart.steps = 600
+    config.optim.lr = 1e-3
+    config.warmstart.steps = 1000
     config.warmstart.batch = 64
+    config.warmstart.lr = 3e-3
     return config

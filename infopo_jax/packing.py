@@ -69,9 +69,9 @@ def num_horizons(horizon: int | str, num_turns: int) -> int:
 
 def bounds(turns: Turns, placeholder, *, horizon: int | str = 1, multiple: int = 16) -> tuple[int, int]:
     """Returns the smallest (B, A) that hold a concrete batch, rounded up to a multiple (fewer distinct shapes to compile)."""
-    h = num_horizons(horizon, turns.turn_reward.shape[1])
-    layout = jax.vmap(functools.partial(_layout, num_turns=turns.turn_reward.shape[1], num_placeholder=len(placeholder), h=h))
-    used = layout(jnp.asarray(turns.role), jnp.asarray(turns.turn))['ends'][:, -1]
+    num_turns = turns.turn_reward.shape[1]
+    h = num_horizons(horizon, num_turns)
+    used = _branch_used(turns.role, turns.turn, num_turns=num_turns, num_placeholder=len(placeholder), h=h)
     targets = np.sum(np.asarray(turns.role) == Role.ACTION, axis=1)
     return tuple(int(-(-max(1, np.max(x)) // multiple) * multiple) for x in (used, targets))
 
@@ -114,10 +114,19 @@ def pack(
             if size < least:
                 raise ValueError(f'{name}={size} is too small for this batch: it needs {least}')
     h = num_horizons(horizon, num_turns)
-    row = functools.partial(
-        _pack_row, placeholder=placeholder, num_turns=num_turns, h=h, branch_len=branch_len, target_len=target_len
-    )
-    return jax.vmap(row)(jnp.asarray(turns.tokens), jnp.asarray(turns.role), jnp.asarray(turns.turn))
+    sizes = dict(num_turns=num_turns, h=h, branch_len=branch_len, target_len=target_len)
+    return _pack_rows(turns.tokens, turns.role, turns.turn, placeholder, **sizes)
+
+
+@functools.partial(jax.jit, static_argnames=('num_turns', 'num_placeholder', 'h'))
+def _branch_used(role, turn, **sizes):
+    """Returns [N] branch tokens that each row needs."""
+    return jax.vmap(functools.partial(_layout, **sizes))(role, turn)['ends'][:, -1]
+
+
+@functools.partial(jax.jit, static_argnames=('num_turns', 'h', 'branch_len', 'target_len'))
+def _pack_rows(tokens, role, turn, placeholder, **sizes):
+    return jax.vmap(functools.partial(_pack_row, placeholder=placeholder, **sizes))(tokens, role, turn)
 
 
 def _layout(role, turn, *, num_turns, num_placeholder, h):

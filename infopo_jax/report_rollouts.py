@@ -135,7 +135,8 @@ def _effect(turn: dict, before: dict | None, index: int) -> str:
 
 def _factor(gain: float) -> str:
     ratio = float(np.exp(min(abs(gain), 50.0)))
-    return f'{short(ratio)} times {"likelier" if gain >= 0 else "less likely"}' if ratio >= 1.05 else 'hardly likelier'
+    word = 'likelier' if gain >= 0 else 'less likely'
+    return f'{short(ratio)} times {word}' if ratio >= 1.05 else f'hardly {word}'
 
 
 def _tokens(turn: dict, scale: float) -> str:

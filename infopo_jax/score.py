@@ -1,9 +1,11 @@
 """Paired log-probabilities: every action with its real history and with one feedback masked, in one forward pass."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from infopo_jax import packing
 from infopo_jax.lm import head
@@ -74,6 +76,17 @@ def score(
         branch_len=branch_len if paired else turns.tokens.shape[1],
         target_len=target_len,
     )
+    return _score(*_split(model), *_split(reference), turns, packed, temperature=temperature, kind=kind, paired=paired)
+
+
+def _split(model):
+    return (None, None) if model is None else nnx.split(model)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2), static_argnames=('temperature', 'kind', 'paired'))
+def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, temperature, kind, paired):
+    model = nnx.merge(graphdef, params)
+    reference = None if ref_graphdef is None else nnx.merge(ref_graphdef, ref_params)
     hidden, branch_hidden = _hidden(model, turns, packed, paired)
     before = jnp.maximum(packed.target_index - 1, 0)
     real = _gather(hidden, before)

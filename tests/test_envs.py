@@ -71,6 +71,10 @@ def assert_trees_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def assert_trees_close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+
+
 def assert_aligned(tokens, mask, length):
     """Checks static length, left alignment, and PAD (id 0) behind it."""
     assert tokens.shape == mask.shape == (*tokens.shape[:-1], length)
@@ -157,12 +161,12 @@ def test_step_ignores_garbage_in_padding(env):
 
 def test_env_jit_and_vmap_equal_eager(env):
     at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
-    assert_trees_equal(env.reset(keys(1)[3], 'train'), at(starts(env, 'train'), 3))
-    assert_trees_equal(env.example(keys(0)[3]), at(examples(env), 3))
+    assert_trees_close(env.reset(keys(1)[3], 'train'), at(starts(env, 'train'), 3))
+    assert_trees_close(env.example(keys(0)[3]), at(examples(env), 3))
     state, out = play(env)[1][1]
     actions = random_actions(env, 1)
     for i in range(4):
-        assert_trees_equal(env.step(keys(3)[i], at(state, i), *at(actions, i)), at(out, i))
+        assert_trees_close(env.step(keys(3)[i], at(state, i), *at(actions, i)), at(out, i))
 
 
 def test_example_is_left_aligned_and_ends_with_its_target(env):

@@ -179,9 +179,11 @@ def test_booking_at_random_fails(copies):
     assert state.done.all() and outcome.mean() < 0.05 and success.mean() < 0.05
 
 
-def examples(env, count):
-    """Returns ``count`` examples as (text of the history, text of the target)."""
-    batch = jax.jit(jax.vmap(env.example))(jax.random.split(jax.random.key(0), count))
+@functools.cache
+def examples(**knobs):
+    """Returns 1000 examples as (text of the history, text of the target)."""
+    env = Intent(**knobs)
+    batch = jax.jit(jax.vmap(env.example))(jax.random.split(jax.random.key(0), 1000))
     tokens, mask, target = (np.asarray(x) for x in (batch.tokens, batch.token_mask, batch.target_mask))
     return [(env.decode(t[m & ~a]), env.decode(t[a])) for t, m, a in zip(tokens, mask, target, strict=True)]
 
@@ -189,7 +191,7 @@ def examples(env, count):
 @pytest.mark.parametrize('num_hidden', [1, 3])
 def test_example_has_the_layout_of_a_rollout(num_hidden):
     env = Intent(num_hidden=num_hidden)
-    for history, target in examples(env, 60):
+    for history, target in examples(num_hidden=num_hidden)[:60]:
         shown = re.findall(r's(\d) v(\d+)', history)  # all values that the history tells, prompt and answers
         goal = np.zeros(env.num_slots, int)
         for slot, value in shown:
@@ -210,7 +212,7 @@ def test_example_has_the_layout_of_a_rollout(num_hidden):
 
 def test_example_copies_what_is_known_and_solves_nothing():
     env, books, lengths = Intent(), 0, set()
-    for history, target in examples(env, 400):
+    for history, target in examples(num_hidden=3):
         known = {int(slot): int(value) for slot, value in re.findall(r's(\d) v(\d+)', history)}
         lengths.add(history.count('<end>'))
         assert len(known) < env.num_slots, 'one slot is never told: no example holds a solved episode'
@@ -219,12 +221,12 @@ def test_example_copies_what_is_known_and_solves_nothing():
             booked = [int(word[1:]) for word in target.split()[1:-1]]
             assert all(booked[slot] == value for slot, value in known.items())
             assert sum(booked) % env.num_values >= 2, 'a training goal'
-    assert 140 < books < 260 and lengths == set(range(env.max_turns))
+    assert 430 < books < 570 and lengths == set(range(env.max_turns))
 
 
-@pytest.mark.parametrize('ask_fraction', [0.0, 0.1, 1.0])
+@pytest.mark.parametrize('ask_fraction', [0.1, 1.0])
 def test_example_asks_with_the_given_share(ask_fraction):
-    targets = [target for _, target in examples(Intent(ask_fraction=ask_fraction), 1000)]
+    targets = [target for _, target in examples(ask_fraction=ask_fraction)]
     asks = [target.split()[1] for target in targets if target.startswith('ask')]
     assert abs(len(asks) / 1000 - ask_fraction) < 0.03
     if ask_fraction == 1.0:

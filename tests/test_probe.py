@@ -1,5 +1,6 @@
 """The probes: the best behaviour of each, played by hand, and what makes each one a probe."""
 
+import functools
 import re
 
 import jax
@@ -115,6 +116,7 @@ def test_guessing_fails_where_values_are_hidden(name):
     assert not success and log[0][2] and outcome == (float(np.float32(0.7)) if name == 'tied' else 0.0)
 
 
+@functools.cache
 def readings(name, count=400):
     """Returns examples as (prompt, [(action, reply)], target), all text."""
     env = Probe(probe=name)

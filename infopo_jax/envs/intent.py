@@ -172,7 +172,7 @@ class Intent(Worded):
     def step(self, key: jax.Array, state: State, action: jax.Array, action_mask: jax.Array) -> tuple:
         """Answers one action; see ``array.ArrayEnv.step``. Rewards sum to the outcome."""
         del key  # this user never hesitates: the same question gets the same answer
-        action, length = jnp.where(action_mask, action, PAD), action_mask.sum()
+        length = action_mask.sum()  # each form checks it, so padding is never read
         slot = action[1] - self.slot_id
         values = action[1:-1] - self.value_id
         asks = (length == 3) & (action[0] == ASK) & (action[2] == END) & (slot >= 0) & (slot < self.num_slots)
@@ -183,7 +183,7 @@ class Intent(Worded):
             goal=state.goal, booked=jnp.where(books, values, state.booked), turns=state.turns + 1, done=books
         )
         new = jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, played)
-        reward = self.score(new)[0] - self.score(state)[0]
+        reward = jnp.where(state.done, 0.0, self.score(new)[0] - self.score(state)[0])  # exactly 0 however XLA fuses
 
         error = ~asks & ~books & ~state.done
         value = state.goal[jnp.clip(slot, 0, self.num_slots - 1)]

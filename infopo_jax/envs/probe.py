@@ -150,7 +150,7 @@ class Probe(Worded):
 
     def step(self, key: jax.Array, state: State, action: jax.Array, action_mask: jax.Array) -> tuple:
         """Answers one action; see ``array.ArrayEnv.step``. Rewards sum to the outcome."""
-        action, length = jnp.where(action_mask, action, PAD), action_mask.sum()
+        length = action_mask.sum()  # each form checks it, so padding is never read
         values = action[1:-1] - VALUE
         asks = (length == 2) & (action[0] == ASK) & (action[1] == END)
         says = (length == self.action_len) & (action[0] == SAY) & (action[-1] == END)
@@ -164,7 +164,7 @@ class Probe(Worded):
             done=says,
         )
         new = jax.tree.map(lambda old, fresh: jnp.where(state.done, old, fresh), state, played)
-        reward = self.score(new)[0] - self.score(state)[0]
+        reward = jnp.where(state.done, 0.0, self.score(new)[0] - self.score(state)[0])  # exactly 0 however XLA fuses
 
         error = ~asks & ~says & ~state.done
         draw = jax.random.uniform(key, (NUM_SLOTS,))
