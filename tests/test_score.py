@@ -148,6 +148,8 @@ def test_score_in_blocks_and_chunks_equals_dense(model, monkeypatch):
     dense = score.score(model, turns, placeholder, horizon=2, kind='kl')
     monkeypatch.setattr(attention, 'DENSE_LIMIT', 1)
     monkeypatch.setattr(attention, 'QUERY_BLOCK', 8)
+    monkeypatch.setattr(attention, 'KEY_BLOCK', 4)
+    jax.clear_caches()
     monkeypatch.setattr(head, 'CHUNK_ELEMENTS', 3 * 4 * VOCAB)
     blocks = score.score(model, turns, placeholder, horizon=2, kind='kl')
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), dense, blocks)

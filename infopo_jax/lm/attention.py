@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from infopo_jax.lm.config import LMConfig
-from infopo_jax.types import Place
+from infopo_jax.types import Place, pytree_dataclass
 
 # A rule takes the places of queries [N, S] and keys [N, K] and returns [N, S, K] bool.
 Visible = Callable[[Place, Place], jax.Array]
 
 DENSE_LIMIT = 512 * 512  # largest [S, K] block of scores held at once, per row and head
-QUERY_BLOCK = 256  # queries per block beyond that
+QUERY_BLOCK = 128  # fewest queries per block
+MAX_BLOCKS = 16  # most query blocks that are unrolled
+KEY_BLOCK = 128  # keys per block where blocks are skipped
 MASKED = -1e30  # finite, so that a fully masked row has no NaN in value or gradient
 
 
@@ -69,7 +71,6 @@ def attend(
     visible: Visible = causal,
     window: int | None = None,
     aligned: bool = False,
-    block: int | None = None,
 ) -> jax.Array:
     """Attends from queries to the keys that a rule shows them.
 
@@ -84,27 +85,31 @@ def attend(
         visible: the rule.
         window: keys whose position is this far back, or further, are invisible; None shows all.
         aligned: queries and keys are the same tokens in causal order, so that a block of queries need not visit later keys.
-        block: queries per block when [S, K] is large; None takes QUERY_BLOCK.
 
     Returns:
         [N, S, num_heads, D]; zeros where a query sees no key.
     """
     size, num_keys = q.shape[1], k.shape[1]
-    block = block or QUERY_BLOCK
-    if size * num_keys <= DENSE_LIMIT or size <= block:
+    block = max(QUERY_BLOCK, -(-size // (MAX_BLOCKS * QUERY_BLOCK)) * QUERY_BLOCK)
+    small = size * num_keys <= DENSE_LIMIT
+    if size <= block or (small and not aligned):
         return _attend_block(q, k, v, query, key, visible, window)
+    # Where scores are large, the backward pass recomputes a block's.
+    run = _attend_block if small else jax.checkpoint(_attend_block, static_argnums=(5, 6))
     outs = []
-    run = jax.checkpoint(_attend_block, static_argnums=(5, 6))  # the backward pass recomputes a block's scores
     for start in range(0, size, block):
         rows = slice(start, min(start + block, size))
         cols = slice(0, rows.stop if aligned else num_keys)
-        place = jax.tree.map(lambda a, rows=rows: a[:, rows], query)
-        keys = jax.tree.map(lambda a, cols=cols: a[:, cols], key)
-        outs.append(run(q[:, rows], k[:, cols], v[:, cols], place, keys, visible, window))
+        outs.append(run(q[:, rows], k[:, cols], v[:, cols], _cut(query, rows), _cut(key, cols), visible, window))
     return jnp.concatenate(outs, axis=1)
 
 
-def _attend_block(q, k, v, query, key, visible, window):
+def _cut(place: Place, part: slice) -> Place:
+    return jax.tree.map(lambda a: a[:, part], place)
+
+
+def _scores(q, k, query, key, visible, window):
+    """Returns masked scores [N, num_kv_heads, group, S, K] float32."""
     n, s, num_heads, dim = q.shape
     num_kv_heads = k.shape[2]
     mask = visible(query, key)
@@ -112,11 +117,97 @@ def _attend_block(q, k, v, query, key, visible, window):
         mask &= query.position[:, :, None] - key.position[:, None, :] < window
     q = q.reshape(n, s, num_kv_heads, num_heads // num_kv_heads, dim) * (dim**-0.5)
     scores = jnp.einsum('nskgd,ntkd->nkgst', q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    return jnp.where(mask[:, None, None], scores, MASKED)
+
+
+def _attend_block(q, k, v, query, key, visible, window):
+    scores = _scores(q, k, query, key, visible, window)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1)
     out = jnp.einsum('nkgst,ntkd->nskgd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    scale = jnp.where(top[..., 0] > MASKED / 2, 1.0 / total, 0.0)
+    return _finish(out, top[..., 0], total, v.dtype)
+
+
+def _finish(out, top, total, dtype):
+    """Divides by the sum of weights; zeros where nothing was visible. out [N, S, K, G, D], top and total [N, K, G, S]."""
+    scale = jnp.where(top > MASKED / 2, 1.0 / jnp.maximum(total, 1e-30), 0.0)
     out = out * jnp.moveaxis(scale, 3, 1)[..., None]
-    return out.reshape(n, s, num_heads, dim).astype(v.dtype)
+    return out.reshape(*out.shape[:2], -1, out.shape[-1]).astype(dtype)
+
+
+@pytree_dataclass
+class BlockMap:
+    """Which blocks of keys each block of queries has to visit; made once per pass, used by every layer."""
+
+    query: Place  # [N, S'] padded to whole blocks
+    key: Place  # [N, K'] padded to whole blocks
+    needed: jax.Array  # [query blocks, key blocks] bool, some row has a visible pair there
+
+
+def block_map(query: Place, key: Place, *, visible: Visible) -> BlockMap | None:
+    """Returns the map for ``attend_sparse``, or None where everything fits one dense block."""
+    if query.position.shape[1] * key.position.shape[1] <= DENSE_LIMIT:
+        return None
+
+    def pad(place, block):
+        extra = -place.position.shape[1] % block
+        return Place(**{
+            name: jnp.pad(value, ((0, 0), (0, extra)), constant_values=-1 if name == 'position' else 0)
+            for name, value in vars(place).items()
+        })  # fmt: skip
+
+    query, key = pad(query, QUERY_BLOCK), pad(key, KEY_BLOCK)
+    num_blocks = key.position.shape[1] // KEY_BLOCK
+
+    def row(start):
+        some = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, QUERY_BLOCK, axis=1), query)
+        seen = jnp.any(visible(some, key) & (some.position >= 0)[..., None], axis=(0, 1))
+        return jnp.any(seen.reshape(num_blocks, KEY_BLOCK), axis=1)
+
+    starts = jnp.arange(0, query.position.shape[1], QUERY_BLOCK)
+    return BlockMap(query=query, key=key, needed=jax.lax.map(row, starts))
+
+
+def attend_sparse(
+    q: jax.Array, k: jax.Array, v: jax.Array, blocks: BlockMap, *, visible: Visible, window: int | None = None
+) -> jax.Array:
+    """Attends as ``attend`` does, visiting only the blocks of keys that a block of queries needs; forward only.
+
+    Softmax is accumulated over blocks (Milakov and Gimelshein, arXiv 1805.02867). Branch queries read the trunk up to
+    their limit and their own branch: most blocks are not needed, and which ones is known only at run time.
+    """
+    n, size, num_heads, dim = q.shape
+    num_kv_heads = k.shape[2]
+    group = num_heads // num_kv_heads
+    q = jnp.pad(q, ((0, 0), (0, blocks.query.position.shape[1] - size), (0, 0), (0, 0)))
+    extra = blocks.key.position.shape[1] - k.shape[1]
+    k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (k, v))
+
+    def part(tree, start, width):
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, width, axis=1), tree)
+
+    def one(index):
+        mine, place = part((q, blocks.query), index * QUERY_BLOCK, QUERY_BLOCK)
+
+        def visit(j, carry):
+            top, total, out = carry
+            key, some_k, some_v = part((blocks.key, k, v), j * KEY_BLOCK, KEY_BLOCK)
+            scores = _scores(mine, some_k, place, key, visible, window)
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+            weights = jnp.where(scores > MASKED / 2, jnp.exp(scores - new_top[..., None]), 0.0)
+            fade = jnp.exp(top - new_top)
+            add = jnp.einsum('nkgst,ntkd->nskgd', weights.astype(v.dtype), some_v, preferred_element_type=jnp.float32)
+            out = out * jnp.moveaxis(fade, 3, 1)[..., None] + add
+            return new_top, total * fade + jnp.sum(weights, axis=-1), out
+
+        def step(j, carry):
+            return jax.lax.cond(blocks.needed[index, j], lambda c: visit(j, c), lambda c: c, carry)
+
+        shape = (n, num_kv_heads, group, QUERY_BLOCK)
+        start = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((n, QUERY_BLOCK, num_kv_heads, group, dim)))
+        top, total, out = jax.lax.fori_loop(0, blocks.needed.shape[1], step, start)
+        return _finish(out, top, total, v.dtype)
+
+    outs = jax.lax.map(one, jnp.arange(blocks.needed.shape[0]))
+    return jnp.moveaxis(outs, 0, 1).reshape(n, -1, num_heads, dim)[:, :size]

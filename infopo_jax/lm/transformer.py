@@ -170,13 +170,17 @@ class Transformer(nnx.Module):
         if paired:
             branch_rope = attention.rope_tables(branch_place.position, c)
             keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), place, branch_place)
+            blocks = attention.block_map(branch_place, keys, visible=visible)
 
         def trunk_attend(q, k, v):
             return attention.attend(q, k, v, place, place, window=c.sliding_window, aligned=True), (k, v)
 
         def branch_attend(trunk_kv, q, *kv):
             k, v = (jnp.concatenate([a, b], axis=1) for a, b in zip(trunk_kv, kv, strict=True))
-            return attention.attend(q, k, v, branch_place, keys, visible=visible, window=c.sliding_window), None
+            rule = dict(visible=visible, window=c.sliding_window)
+            if blocks is None:
+                return attention.attend(q, k, v, branch_place, keys, **rule), None
+            return attention.attend_sparse(q, k, v, blocks, **rule), None
 
         def body(carry, layer):
             x, branch = carry

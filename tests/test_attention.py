@@ -1,0 +1,117 @@
+"""Attention against plain numpy: grouped heads, windows, blocks of queries, rows that see nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infopo_jax.lm import attention
+from infopo_jax.lm.config import LMConfig, RopeScaling
+
+N, S, HEADS, KV_HEADS, DIM = 2, 12, 4, 2, 6
+
+
+@pytest.fixture(scope='module')
+def qkv():
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [jax.random.normal(k, (N, S, h, DIM)) for k, h in zip(keys, (HEADS, KV_HEADS, KV_HEADS), strict=True)]
+
+
+@pytest.fixture(scope='module')
+def place():
+    real = np.ones((N, S), bool)
+    real[0, 9:], real[1, :4] = False, False  # padding on the right, and on the left
+    return attention.trunk_place(jnp.asarray(real))
+
+
+def by_hand(qkv, position, window=None):
+    """Loops over rows, heads and queries."""
+    q, k, v = (np.asarray(x, np.float64) for x in qkv)
+    out = np.zeros(q.shape)
+    for n, h, i in np.ndindex(N, HEADS, S):
+        sees = [
+            j
+            for j in range(S)
+            if 0 <= position[n, j] <= position[n, i] and (window is None or position[n, i] - position[n, j] < window)
+        ]
+        if sees:
+            scores = np.array([q[n, i, h] @ k[n, j, h // 2] / DIM**0.5 for j in sees])
+            weights = np.exp(scores - scores.max())
+            out[n, i, h] = sum(w * v[n, j, h // 2] for w, j in zip(weights / weights.sum(), sees, strict=True))
+    return out
+
+
+@pytest.mark.parametrize('window', [None, 1, 3])
+def test_attend_equals_a_loop_in_numpy(qkv, place, window):
+    expected = by_hand(qkv, np.asarray(place.position), window)
+    out = attention.attend(*qkv, place, place, window=window)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert (np.asarray(out)[~(np.asarray(place.position) >= 0)] == 0).all()
+
+
+@pytest.mark.parametrize(('aligned', 'window', 'block'), [(False, None, 5), (True, None, 5), (True, 3, 11), (False, 3, 11)])
+def test_attend_in_blocks_equals_dense_with_its_gradient(qkv, place, monkeypatch, aligned, window, block):
+    def run(limit):
+        def loss(qkv):
+            out = attention.attend(*qkv, place, place, window=window, aligned=aligned)
+            return jnp.sum(jnp.sin(out) * jnp.arange(S)[:, None, None]), out
+
+        monkeypatch.setattr(attention, 'DENSE_LIMIT', limit)
+        monkeypatch.setattr(attention, 'QUERY_BLOCK', block if limit == 1 else S)
+        (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv)
+        return out, grads
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(1), run(S * S))
+
+
+@pytest.mark.parametrize('limit', [S * S, 1])
+def test_attend_gives_zeros_and_finite_gradients_where_nothing_is_seen(qkv, monkeypatch, limit):
+    monkeypatch.setattr(attention, 'DENSE_LIMIT', limit)
+    monkeypatch.setattr(attention, 'QUERY_BLOCK', 5)
+    nowhere = attention.trunk_place(jnp.zeros((N, S), bool))
+    value, grads = jax.jit(jax.value_and_grad(lambda x: jnp.sum(attention.attend(*x, nowhere, nowhere) ** 2)))(qkv)
+    assert value == 0
+    assert all((np.asarray(g) == 0).all() for g in grads)
+
+
+def test_attend_ignores_garbage_in_padding(qkv, place):
+    q, k, v = qkv
+    hidden = (place.position < 0)[..., None, None]
+    out = attention.attend(q, jnp.where(hidden, 1e4, k), jnp.where(hidden, -1e4, v), place, place)
+    np.testing.assert_array_equal(out, attention.attend(q, k, v, place, place))
+
+
+def test_attend_under_jit_equals_eager(qkv, place):
+    eager = attention.attend(*qkv, place, place, window=4)
+    jitted = jax.jit(lambda x, p: attention.attend(*x, p, p, window=4))(qkv, place)
+    np.testing.assert_allclose(jitted, eager, atol=1e-6)
+
+
+def test_trunk_place_counts_real_tokens():
+    place = attention.trunk_place(jnp.array([[False, True, True, False]]))
+    np.testing.assert_array_equal(place.position, [[-1, 0, 1, -1]])
+
+
+def test_apply_rope_turns_pairs_by_position_over_wavelength():
+    config = LMConfig(
+        vocab_size=8, dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, mlp_dim=8, rope_theta=100.0
+    )
+    x = jnp.array([1.0, 0.0, 0.0, 1.0])  # halves (1, 0) and (0, 1): one pair at angle 0, one at a right angle
+    out = attention.apply_rope(x[None, None, None], attention.rope_tables(jnp.array([[3]]), config))
+    fast, slow = 3.0, 3.0 / 10  # position * theta ** (-i / half)
+    np.testing.assert_allclose(out[0, 0, 0], [np.cos(fast), -np.sin(slow), np.sin(fast), np.cos(slow)], rtol=1e-6)
+
+
+def test_rope_scaling_keeps_short_waves_and_divides_long_ones():
+    config = LMConfig(
+        vocab_size=8, dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, mlp_dim=8, rope_theta=5e5,
+        rope_scaling=RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64),
+    )  # fmt: skip
+    freq = 5e5 ** (-np.arange(32) / 32)
+    cos, sin = attention.rope_tables(jnp.array([[1]]), config)
+    angle = np.arctan2(np.asarray(sin), np.asarray(cos))[0, 0]
+    wave = 2 * np.pi / freq
+    np.testing.assert_allclose(angle[wave < 16], freq[wave < 16], rtol=1e-5)
+    np.testing.assert_allclose(angle[wave > 64], freq[wave > 64] / 8, rtol=1e-4)
+    between = (wave >= 16) & (wave <= 64)
+    assert between.any() and ((angle[between] <= freq[between]) & (angle[between] >= freq[between] / 8)).all()

@@ -1,0 +1,85 @@
+"""The chunked head against a plain log_softmax over all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infopo_jax.lm import head
+
+N, A, D, V = 3, 7, 5, 11
+
+
+@pytest.fixture(scope='module')
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden, other = (jax.random.normal(k, (N, A, D)) for k in keys[:2])
+    kernel, other_kernel = (jax.random.normal(k, (V, D)) for k in keys[2:4])
+    return hidden, kernel, jax.random.randint(keys[4], (N, A), 0, V), (other, other_kernel)
+
+
+def naive(hidden, kernel, targets, other, temperature):
+    """Returns logp, entropy, other_logp and kl, from logits [N, A, V]."""
+    logp = jax.nn.log_softmax(hidden @ kernel.T / temperature)
+    other_logp = jax.nn.log_softmax(other[0] @ other[1].T / temperature)
+    at = jnp.take_along_axis
+    prob, index = jnp.exp(logp), targets[..., None]
+    entropy, kl = -jnp.sum(prob * logp, -1), jnp.sum(prob * (logp - other_logp), -1)
+    return at(logp, index, -1)[..., 0], entropy, at(other_logp, index, -1)[..., 0], kl
+
+
+def chunked(hidden, kernel, targets, other, temperature, chunk=None):
+    stats = head.target_stats(hidden, kernel, targets, others=[other], temperature=temperature, chunk=chunk)
+    return stats.logp, stats.entropy, stats.other_logp[0], stats.kl[0]
+
+
+@pytest.mark.parametrize('chunk', [None, 1, 3, 7, 99])
+@pytest.mark.parametrize('temperature', [1.0, 0.6])
+def test_target_stats_equals_log_softmax_for_any_chunk(inputs, chunk, temperature):
+    wanted = naive(*inputs, temperature)
+    for a, b in zip(chunked(*inputs, temperature, chunk), wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert (np.asarray(wanted[3]) > 0).all()
+
+
+@pytest.mark.parametrize('chunk', [None, 3])
+def test_target_stats_gradient_equals_that_of_log_softmax(inputs, chunk):
+    hidden, kernel, targets, other = inputs
+    weights = jax.random.normal(jax.random.key(9), (4, N, A))
+
+    def loss(run):
+        def value(hidden, kernel):
+            return sum(jnp.sum(w * x) for w, x in zip(weights, run(hidden, kernel), strict=True))
+
+        return jax.grad(value, argnums=(0, 1))(hidden, kernel)
+
+    wanted = loss(lambda h, k: naive(h, k, targets, other, 0.8))
+    grads = loss(lambda h, k: chunked(h, k, targets, other, 0.8, chunk))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, wanted)
+
+
+def test_target_stats_of_equal_distributions_has_no_kl(inputs):
+    hidden, kernel, targets, _ = inputs
+    stats = head.target_stats(hidden, kernel, targets, others=[(hidden, kernel)])
+    np.testing.assert_array_equal(stats.kl[0], 0.0)
+    np.testing.assert_array_equal(stats.logp, stats.other_logp[0])
+
+
+def test_target_stats_uniform_golden():
+    stats = head.target_stats(jnp.zeros((1, 1, D)), jnp.ones((V, D)), jnp.array([[4]]))
+    np.testing.assert_allclose([stats.logp[0, 0], stats.entropy[0, 0]], [-np.log(V), np.log(V)], rtol=1e-6)
+
+
+def test_target_stats_chunks_by_the_size_of_logits(inputs, monkeypatch):
+    hidden, kernel, targets, _ = inputs
+    monkeypatch.setattr(head, 'CHUNK_ELEMENTS', 2 * N * V)
+    text = str(jax.make_jaxpr(lambda h: head.target_stats(h, kernel, targets).logp)(hidden))
+    assert f'f32[{N},2,{V}]' in text and f'[{N},{A},{V}]' not in text and f'[{N},8,{V}]' not in text
+
+
+def test_target_stats_in_bfloat16_sums_in_float32(inputs):
+    hidden, kernel, targets, _ = inputs
+    stats = head.target_stats(hidden.astype(jnp.bfloat16), kernel, targets)
+    assert stats.logp.dtype == jnp.float32
+    exact = head.target_stats(hidden, kernel, targets)
+    np.testing.assert_allclose(stats.logp, exact.logp, atol=0.1)
