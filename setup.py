@@ -8,9 +8,7 @@ setup(
     name='infopo_jax',
     version='0.1.0',
     description='InfoPO (information-driven policy optimization, arXiv 2603.00656) for multi-turn agents, in pure JAX',
-    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8')
-    if pathlib.Path(__file__).with_name('README.md').exists()
-    else '',
+    long_description=pathlib.Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
@@ -32,6 +30,7 @@ setup(
     ],
     extras_require={
         'test': ['hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
+        'parity': ['torch==2.13.0'],  # compares the decoder with transformers' own
         'cuda': ['jax[cuda12]>=0.10,<0.12'],
         'tpu': ['jax[tpu]>=0.10,<0.12'],
         'notebooks': ['jupyterlab>=4.3,<5'],

@@ -2,9 +2,9 @@
 
     python benchmarks/scoring.py --turns=4,8,16,30
 
-Forward only. 'separate' is the plain pass plus one jitted batched pass per turn over the history with that turn's feedback
-masked, cut at the end of the action that followed, with the same head. Goals at T = 16: paired at most 1.35 times plain,
-separate at least 5 times paired.
+Forward only. 'separate' is the plain pass plus one jitted batched pass per turn over the history with that turn's
+feedback masked, cut at the end of the action that followed, with the same head. Goals at T = 16: paired at most 1.35
+times plain, separate at least 5 times paired.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import statistics
 
 import timing  # first: puts the package on the path
 
+# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,8 @@ def batch(num_turns: int, *, rows: int, vocab: int, prompt: int, action: int, fe
     for t in range(num_turns):
         block = [Role.ACTION] * action
         if t < num_turns - 1:
-            block += [Role.TEMPLATE] * (markup // 2) + [Role.FEEDBACK] * feedback + [Role.TEMPLATE] * (markup - markup // 2)
+            before, after = markup // 2, markup - markup // 2
+            block += [Role.TEMPLATE] * before + [Role.FEEDBACK] * feedback + [Role.TEMPLATE] * after
         role, turn = role + block, turn + [t] * len(block)
     length = -(-len(role) // 8) * 8
     role, turn = role + [Role.PAD] * (length - len(role)), turn + [-1] * (length - len(turn))
@@ -98,7 +100,8 @@ def main():
             model = nnx.merge(graphdef, params)
             return score.score(model, turns, shown, branch_len=branch_len, target_len=target_len)
 
-        plain, paired = jax.jit(lambda p, t, run=run: run(p, t, None)), jax.jit(lambda p, t, run=run: run(p, t, placeholder))
+        plain = jax.jit(lambda p, t, run=run: run(p, t, None))
+        paired = jax.jit(lambda p, t, run=run: run(p, t, placeholder))
         calls = separate_passes(graphdef, params, turns, placeholder, num_turns)
         seconds = timing.measure(
             {

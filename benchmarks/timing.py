@@ -18,7 +18,9 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     info = pathlib.Path('/proc/cpuinfo')
     if info.exists():
-        names = [line.split(':', 1)[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
+        names = [
+            line.split(':', 1)[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')
+        ]
         model = names[0] if names else model
     device = jax.devices()[0]
     return (

@@ -12,7 +12,7 @@ from infopo_jax.config import base_config
 def get_config():
     """Returns the retail run."""
     config = base_config()
-    config.steps = 200
+    config.steps = 250
 
     config.env.name = 'retail'
     config.env.kind = 'hosted'
@@ -21,20 +21,21 @@ def get_config():
     config.batch.prompts = 16
     config.batch.group_size = 8
 
-    config.model.dim = 96
-    config.model.num_layers = 3
+    config.model.dim = 64
+    config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.num_kv_heads = 2
-    config.model.head_dim = 24
-    config.model.mlp_dim = 288
-    config.model.rope_theta = 300.0  # contexts of 300 tokens
-    config.rollout.max_prompt_tokens = 128
+    config.model.head_dim = 16
+    config.model.mlp_dim = 192
+    config.model.rope_theta = 300.0  # contexts of 200 tokens
+    config.rollout.max_prompt_tokens = 64
     config.rollout.max_action_tokens = 16
     config.rollout.max_feedback_tokens = 40
-    config.rollout.max_tokens = 384
+    config.rollout.max_tokens = 256
 
     config.optim.lr = 1e-3
-    config.warmstart.steps = 1000
+    config.warmstart.steps = 800
     config.warmstart.batch = 64
-    config.warmstart.lr = 3e-3
+    config.warmstart.lr = 4e-3
+    config.eval.interval = 25
     return config

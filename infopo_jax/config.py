@@ -40,6 +40,7 @@ def base_config() -> config_dict.ConfigDict:
     c.env.num_slots = config_dict.placeholder(int)  # intent: slots of a request
     c.env.num_values = config_dict.placeholder(int)  # intent: values a slot can take
     c.env.num_hidden = config_dict.placeholder(int)  # intent: slots that the prompt does not tell
+    c.env.ask_fraction = config_dict.placeholder(float)  # intent: share of asks among warm-start targets
     c.env.turn_limit = config_dict.placeholder(int)  # actions before the rollout is cut
     c.env.reward = config_dict.placeholder(str)  # 'sparse' or 'share' of right slots
     c.env.turn_cost = config_dict.placeholder(float)  # taken from the outcome for each turn

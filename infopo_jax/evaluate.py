@@ -22,7 +22,7 @@ class Look:
 
 
 def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
-    """Returns rollout_metrics and pass^k: the share of tasks on which all k = group_size rollouts succeed (tau-bench)."""
+    """Returns rollout_metrics and pass^k: the share of tasks on which all k = group_size rollouts succeed."""
     grouped = jnp.where(turns.valid, turns.success, True).reshape(-1, group_size)
     any_valid = jnp.any(jnp.reshape(turns.valid, (-1, group_size)), axis=1)
     all_pass = masked_mean(jnp.all(grouped, axis=1), any_valid)

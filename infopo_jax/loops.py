@@ -4,9 +4,10 @@ A loop has four methods: ``warm_start``, ``step``, ``evaluate`` and ``decode``. 
 """
 
 import dataclasses
+import functools
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from flax import nnx
 
 from infopo_jax import evaluate as evaluate_lib, update as update_lib, warmstart
 from infopo_jax.rollout import hosted, jitted
+
+Progress = Callable[[int, float], None]
 
 ROLLOUT, UPDATE = 0, 1  # what a step's key is folded with
 
@@ -56,13 +59,23 @@ class JittedLoop:
         """Maps a function over the leading seed axis of all its arguments."""
         return jax.vmap(function) if self.num_seeds > 1 else function
 
-    def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float):
-        """Returns warm-started parameters and the losses [steps] (or [S, steps])."""
+    def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float, progress: Progress) -> Any:
+        """Returns warm-started parameters; ``progress`` is called with the steps done and the loss."""
+        tx, rule = warmstart.optimizer(lr, steps), self.rule
+        opt_state = jax.jit(self.over_seeds(tx.init))(params)
+        stretch = max(1, steps // 10)
 
-        def run(params, key):
-            return warmstart.run_array(self.rule.graphdef, params, self.env, key, steps=steps, batch=batch, lr=lr)
+        @functools.cache
+        def stretch_of(size):
+            run = warmstart.array_steps(rule.graphdef, self.env, tx, steps=size, batch=batch)
+            run = jax.vmap(run, in_axes=(0, 0, 0, None)) if self.num_seeds > 1 else run
+            return jax.jit(run, donate_argnums=(0, 1))
 
-        return jax.jit(self.over_seeds(run), donate_argnums=0)(params, key)
+        for start in range(0, steps, stretch):
+            size = min(stretch, steps - start)
+            params, opt_state, losses = stretch_of(size)(params, opt_state, key, start)
+            progress(start + size, float(losses.mean()))
+        return params
 
     def one_step(self, state: update_lib.TrainState):
         """One whole training step of one seed; traceable."""
@@ -146,12 +159,13 @@ class HostedLoop:
         """Hosted runs have no seed axis."""
         return function
 
-    def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float):
-        """Returns warm-started parameters and the losses [steps]."""
+    def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float, progress: Progress) -> Any:
+        """Returns warm-started parameters; ``progress`` is called with the steps done and the loss."""
         del key  # the examples come from the host's randomness
         return warmstart.run_text(
             self.rule.graphdef, params, self.make_env(), self.chat,
-            seed=self.seed, steps=steps, batch=batch, lr=lr, max_len=self.engine.limits.max_tokens,
+            seed=self.seed, steps=steps, batch=batch, lr=lr,
+            max_len=self.engine.limits.max_tokens, max_action=self.engine.limits.max_action_tokens, progress=progress,
         )  # fmt: skip
 
     def step(self, state: update_lib.TrainState):

@@ -10,8 +10,8 @@ from infopo_jax.types import EndReason, Turns
 def rollout_metrics(turns: Turns) -> dict[str, jax.Array]:
     """Returns scalars about the rollouts themselves; means run over valid rows.
 
-    reward (mean outcome), success, turns and length (tokens per rollout), action_length (tokens per action), failed (share of
-    invalid rows), end_<reason> (shares of all rows), error_turns (share of turns answered by an error).
+    reward (mean outcome), success, turns and length (tokens per rollout), action_length (tokens per action), failed
+    (share of invalid rows), end_<reason> (shares of all rows), error_turns (share of turns answered by an error).
     """
     valid = turns.valid
     actions = turns.action_mask & valid[:, None]

@@ -1,8 +1,8 @@
 """The trunk, the masked-feedback branches beside it, and the rule of who sees whom.
 
-The gain of turn t compares the action that followed, a_{t+1}, against the same history with the feedback o_t replaced by a
-placeholder. All turns of a row are laid out for one forward pass: the trunk is the row as it is; beside it stands a block
-of branches, one per turn, whose tokens read the trunk up to the end of a_t and their own branch.
+The gain of turn t compares the action that followed, a_{t+1}, against the same history with the feedback o_t replaced
+by a placeholder. All turns of a row are laid out for one forward pass: the trunk is the row as it is; beside it stands
+a block of branches, one per turn, whose tokens read the trunk up to the end of a_t and their own branch.
 
 Three turns, placeholder ``~``, markup ``|`` (a digit is the token's turn)::
 
@@ -17,8 +17,9 @@ Three turns, placeholder ``~``, markup ``|`` (a digit is the token's turn)::
              position   3  4  5  6  7  9  10 11 12
              limit      3  3  3  3  3  9  9  9  9
 
-Positions continue from the prefix, as if the text had been rendered with the placeholder. Each run of feedback becomes one
-placeholder of its own length; markup stays. With a horizon h the branch of turn t goes on to a_{t+h}, later feedback copied.
+Positions continue from the prefix, as if the text had been rendered with the placeholder. Each run of feedback becomes
+one placeholder of its own length; markup stays. With a horizon h the branch of turn t goes on to a_{t+h}, later
+feedback copied.
 """
 
 import functools
@@ -39,7 +40,7 @@ class Packed:
     branch: Place  # [N, B]
     target_index: jax.Array  # [N, A] int32, trunk index of the a-th ACTION token; 0 where target_mask is False
     target_mask: jax.Array  # [N, A] bool
-    branch_source: jax.Array  # [N, H, A] int32, state (0..L-1 trunk, L.. branches) that predicts the target, o_{turn-h} masked
+    branch_source: jax.Array  # [N, H, A] int32, state (0..L-1 trunk, L.. branches) predicting it with o_{turn-h} masked
     branch_mask: jax.Array  # [N, H, A] bool, False where that counterfactual does not exist
     target_slot: jax.Array  # [N, L] int32, a of the ACTION token at a trunk index; 0 elsewhere
     branch_used: jax.Array  # [N] int32, branch tokens that the row needs; more than B is an overflow
@@ -68,7 +69,7 @@ def num_horizons(horizon: int | str, num_turns: int) -> int:
 
 
 def bounds(turns: Turns, placeholder, *, horizon: int | str = 1, multiple: int = 16) -> tuple[int, int]:
-    """Returns the smallest (B, A) that hold a concrete batch, rounded up to a multiple (fewer distinct shapes to compile)."""
+    """Returns the smallest (B, A) that hold a concrete batch, rounded up to a multiple (fewer shapes to compile)."""
     num_turns = turns.turn_reward.shape[1]
     h = num_horizons(horizon, num_turns)
     used = _branch_used(turns.role, turns.turn, num_turns=num_turns, num_placeholder=len(placeholder), h=h)
@@ -94,8 +95,8 @@ def pack(
         target_len: A; None takes the smallest that holds a concrete batch.
 
     Raises:
-        ValueError: B or A is too small for a concrete batch (named with the size needed), or missing under jit. Inside jit
-            an overflow cannot raise: ``branch_used`` tells, and ``score`` turns such a row's gain into NaN.
+        ValueError: B or A is too small for a concrete batch (named with the size needed), or missing under jit. Inside
+            jit an overflow cannot raise: ``branch_used`` tells, and ``score`` turns such a row's gain into NaN.
     """
     placeholder = jnp.asarray(placeholder, jnp.int32)
     check_shape('placeholder', placeholder, (None,), 'i')
@@ -104,7 +105,9 @@ def pack(
     num_turns = turns.turn_reward.shape[1]
     if isinstance(turns.role, jax.core.Tracer):
         if branch_len is None or target_len is None:
-            raise ValueError('pack needs branch_len and target_len under jit; packing.bounds finds them for a concrete batch')
+            raise ValueError(
+                'pack needs branch_len and target_len under jit; packing.bounds finds them for a concrete batch'
+            )
     else:
         need = bounds(turns, placeholder, horizon=horizon, multiple=1)
         fits = bounds(turns, placeholder, horizon=horizon)
@@ -155,7 +158,8 @@ def _layout(role, turn, *, num_turns, num_placeholder, h):
     inside &= (end[jnp.clip(s, 0, num_turns - 1)] >= 0) & informs[jnp.clip(branch, 0, num_turns - 1)]
     masked = feedback[source] & (s == branch + 1)
     count = jnp.where(masked, num_placeholder * run_start[source], 1) * inside
-    return dict(end=end, branch=branch, source=source, masked=masked, count=count, ends=jnp.cumsum(count, dtype=jnp.int32))
+    ends = jnp.cumsum(count, dtype=jnp.int32)
+    return dict(end=end, branch=branch, source=source, masked=masked, count=count, ends=ends)
 
 
 def _pack_row(tokens, role, turn, *, placeholder, num_turns, h, branch_len, target_len):
@@ -167,7 +171,8 @@ def _pack_row(tokens, role, turn, *, placeholder, num_turns, h, branch_len, targ
     slot = jnp.arange(branch_len, dtype=jnp.int32)
     real = slot < used
     entry = jnp.minimum(jnp.searchsorted(lay['ends'], slot, side='right').astype(jnp.int32), lay['ends'].shape[0] - 1)
-    shown = jnp.concatenate([placeholder, jnp.zeros((1,), jnp.int32)])[jnp.clip(slot - starts[entry], 0, num_placeholder)]
+    shown = jnp.concatenate([placeholder, jnp.zeros((1,), jnp.int32)])
+    shown = shown[jnp.clip(slot - starts[entry], 0, num_placeholder)]
     branch_tokens = jnp.where(real, jnp.where(lay['masked'][entry], shown, tokens[lay['source'][entry]]), 0)
     branch = jnp.where(real, lay['branch'][entry], num_turns)
     first = jnp.searchsorted(branch, jnp.arange(num_turns), side='left').astype(jnp.int32)  # first slot of each branch

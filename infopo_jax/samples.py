@@ -23,16 +23,16 @@ def sample_rows(
 
     Args:
         turns: concrete rows.
-        token_gain: [N, L] nats, horizon 1: what the feedback before an action did to each of its tokens; None where the run
-            computes no gain.
+        token_gain: [N, L] nats, horizon 1: what the feedback before an action did to each of its tokens; None where the
+            run computes no gain.
         gain: [N, T]. gain_mask: [N, T] bool. advantage: [N, L].
         decode: ids -> text.
         group_size: G.
         phase: 'train' or 'eval'.
 
     Returns:
-        One dict per row: prompt, outcome, success, end, and for each turn its text, ids, tokens, log_ratio, feedback, gain,
-        advantage, reward and is_error.
+        One dict per row: prompt, outcome, success, end, and for each turn its text, ids, tokens, log_ratio, feedback,
+        gain, advantage, reward and is_error.
     """
     turns = _to_numpy(turns)
     rows = []

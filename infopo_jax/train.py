@@ -53,7 +53,7 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
     logger = Logger(
         workdir, interval=config.log.interval, total_steps=config.steps, tensorboard=config.log.tensorboard
     )
-    with logger, _Terminated() as terminated:
+    with logger:
         state, fresh = _restore(config, workdir, loop, model_config, key, checkpointer)
         _header(logger, config, loop, model_config, state)
 
@@ -66,27 +66,56 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
             logger.truncate(step_of(state))
             metrics = {}
 
-        # --- Train.
+        # --- Train. Until here there was nothing to save; from here on SIGTERM saves.
         step = step_of(state)
         profile = _Profile(workdir, first=step + 2, count=config.profile)
-        while step < config.steps and not terminated.asked:
-            profile.before(step + 1)
-            state, step_metrics, clock = loop.step(state)  # rollout, score, credit, update
-            step += 1
-            profile.after(step)
-            logger.log(step, step_metrics | clock)
-            _stop_if_broken(config, step, step_metrics)
-            if _due(step, config.eval.interval) or step == config.steps:
-                metrics = _evaluate(config, loop, state, key, logger)
-                _save(checkpointer, config, loop, state, metrics)
-            elif _due(step, config.checkpoint.interval):
+        with _Terminated() as terminated:
+            while step < config.steps and not terminated.asked:
+                profile.before(step + 1)
+                state, step_metrics, clock = loop.step(state)  # rollout, score, credit, update
+                step += 1
+                profile.after(step)
+                logger.log(step, step_metrics | clock)
+                _stop_if_broken(config, step, step_metrics)
+                if _due(step, config.eval.interval) or step == config.steps:
+                    metrics = _evaluate(config, loop, state, key, logger)
+                    _save(checkpointer, config, loop, state, metrics)
+                elif _due(step, config.checkpoint.interval):
+                    _save(checkpointer, config, loop, state, None)
+            if terminated.asked:
                 _save(checkpointer, config, loop, state, None)
-        if terminated.asked:
-            _save(checkpointer, config, loop, state, None)
-            print(f'terminated: saved step {step}; the same command with --workdir={workdir} goes on')
+                print(f'terminated: saved step {step}; the same command with --workdir={workdir} goes on')
         checkpointer.close()
     print(f'report: {report.write_report(workdir)}')
     return metrics
+
+
+def evaluate(config: Any, workdir: str, *, best: bool = False) -> dict[str, Any]:
+    """Evaluates a checkpoint of the run in workdir on held-out tasks, as the run itself does.
+
+    Args:
+        config: the run's own; ``eval``, ``batch`` and ``seed`` (which episodes) may differ.
+        workdir: folder of the run; nothing is written there.
+        best: takes the checkpoint with the highest held-out success instead of the newest.
+
+    Returns:
+        {'step': its step} and the metrics; one value per seed where the run trained several.
+
+    Raises:
+        ValueError: there is no checkpoint, or another field differs from it.
+    """
+    checkpointer = Checkpointer(workdir)
+    saved = checkpointer.config()
+    if saved is None:
+        raise ValueError(f'{workdir} holds no checkpoint; pass the --workdir of a run that finished its warm start')
+    free = {name: config_lib.to_dict(config)[name] for name in ('batch', 'seed')}
+    config_lib.check_resume(saved | free, config)
+    loop, model_config = build_loop(config)
+    key = loops.seed_keys(config.seed, config.num_seeds)
+    template = _template(loop, model_config, key)
+    state = nnx_state((checkpointer.restore_best if best else checkpointer.restore)(pure(template))[0], template)
+    metrics, _ = loop.evaluate(state.params, _eval_keys(loop, key), state.step)
+    return {'step': step_of(state)} | metrics
 
 
 def build_loop(config: Any) -> tuple[Any, LMConfig]:
@@ -202,7 +231,9 @@ def step_of(state: update_lib.TrainState) -> int:
     return int(np.max(jax.device_get(state.step)))
 
 
-def _init_state(loop, model_config, key) -> update_lib.TrainState:
+def init_state(loop: Any, model_config: LMConfig, key: jax.Array) -> update_lib.TrainState:
+    """Returns the state of a run before its warm start."""
+
     def init(key):
         model = Transformer(model_config, nnx.Rngs(jax.random.fold_in(key, INIT)))
         return update_lib.init_state(loop.rule, nnx.split(model)[1], jax.random.fold_in(key, TRAIN))
@@ -210,18 +241,23 @@ def _init_state(loop, model_config, key) -> update_lib.TrainState:
     return jax.jit(loop.over_seeds(init))(key)
 
 
+def _template(loop, model_config, key) -> update_lib.TrainState:
+    """Returns the state's shapes, without allocating it."""
+    return jax.eval_shape(lambda k: init_state(loop, model_config, k), key)
+
+
 def _restore(config, workdir, loop, model_config, key, checkpointer):
     """Returns the state in workdir, or a fresh one, and whether it is fresh."""
     saved = checkpointer.config()
     if saved is not None:
         config_lib.check_resume(saved, config)
-        template = jax.eval_shape(lambda k: _init_state(loop, model_config, k), key)
+        template = _template(loop, model_config, key)
         return nnx_state(checkpointer.restore(pure(template))[0], template), False
     for name in ('metrics.jsonl', 'rollouts.jsonl'):  # a run that died before its first checkpoint
         (pathlib.Path(workdir) / name).unlink(missing_ok=True)
     path = pathlib.Path(workdir) / 'config.json'
     path.write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n', encoding='utf-8')
-    return _init_state(loop, model_config, key), True
+    return init_state(loop, model_config, key), True
 
 
 def pure(state: update_lib.TrainState) -> dict[str, Any]:
@@ -259,13 +295,15 @@ def _warm_start(config, loop, state, key):
     if not warm.steps:
         return state
     start = time.perf_counter()
+
+    def progress(done, loss):
+        seconds = time.perf_counter() - start
+        left = seconds / done * (warm.steps - done)
+        print(f'warm start {done}/{warm.steps}  loss {loss:.3f} nats per token  {seconds:.0f} s  eta {left:.0f} s', flush=True)
+
     keys = loop.over_seeds(lambda k: jax.random.fold_in(k, WARM_START))(key)
-    params, losses = loop.warm_start(state.params, keys, steps=warm.steps, batch=warm.batch, lr=warm.lr)
-    losses = np.asarray(losses)
-    tenth = max(1, warm.steps // 10)
-    print(
-        f'warm start: {warm.steps} steps, {losses[..., :tenth].mean():.3f} -> {losses[..., -tenth:].mean():.3f} '
-        f'nats per token, {time.perf_counter() - start:.0f} s'
+    params = loop.warm_start(
+        state.params, keys, steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress
     )
     reference = None if state.reference is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, reference=reference)
@@ -273,9 +311,8 @@ def _warm_start(config, loop, state, key):
 
 def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:
     step = step_of(state)
-    keys = loop.over_seeds(lambda k: jax.random.fold_in(k, EVAL))(key)  # the same episodes every time
     start = time.perf_counter()
-    metrics, look = loop.evaluate(state.params, keys, state.step)
+    metrics, look = loop.evaluate(state.params, _eval_keys(loop, key), state.step)
     logger.log(step, metrics | {'seconds': time.perf_counter() - start}, phase='eval')
     if config.log.rollouts:
         rows = samples.sample_rows(
@@ -284,6 +321,10 @@ def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:
         )  # fmt: skip
         logger.rollouts(step, rows[: config.log.rollouts])
     return metrics
+
+
+def _eval_keys(loop, key):
+    return loop.over_seeds(lambda k: jax.random.fold_in(k, EVAL))(key)  # the same episodes every time
 
 
 def _save(checkpointer, config, loop, state, metrics):

@@ -1,7 +1,7 @@
 """The update: score, credit, clipped loss, and one guarded step of the optimizer.
 
-With one update per batch the weights that sampled are the weights that are updated: the ratio is 1, and the gain rides on
-the update's own forward pass. With several, one scoring pass comes first and gives both the gain and old_logp.
+With one update per batch the weights that sampled are the weights that are updated: the ratio is 1, and the gain rides
+on the update's own forward pass. With several, one scoring pass comes first and gives both the gain and old_logp.
 """
 
 import dataclasses
@@ -86,7 +86,9 @@ def init_state(rule: UpdateRule, params: Any, key: jax.Array) -> TrainState:
     )
 
 
-def update(rule: UpdateRule, state: TrainState, turns: Turns, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+def update(
+    rule: UpdateRule, state: TrainState, turns: Turns, key: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """Learns from one batch of rollouts.
 
     Args:
@@ -96,8 +98,8 @@ def update(rule: UpdateRule, state: TrainState, turns: Turns, key: jax.Array) ->
         key: for estimators that draw (the placebo) and for the order of minibatches.
 
     Returns:
-        the state after the step and scalar metrics. An update whose loss or gradient is not finite leaves parameters and
-        optimizer as they were and counts in ``state.bad_updates``.
+        the state after the step and scalar metrics. An update whose loss or gradient is not finite leaves parameters
+        and optimizer as they were and counts in ``state.bad_updates``.
     """
     estimate_key, order_key = jax.random.split(key)
     if rule.single:

@@ -23,11 +23,20 @@ from infopo_jax.lm import attention, head
 from infopo_jax.lm.chat import Chat
 
 
-def example_loss(model: Any, examples: Example) -> jax.Array:
-    """Returns the mean cross-entropy, nats per target token, of a batch of examples ([N, M] fields)."""
+def example_loss(model: Any, examples: Example, max_targets: int) -> jax.Array:
+    """Returns the mean cross-entropy, nats per target token, of a batch of examples.
+
+    Args:
+        model: a ``lm.transformer.Transformer``.
+        examples: fields [N, M]; a target is never the first token.
+        max_targets: most target tokens that a row has; the head runs on so many.
+    """
     hidden = model.trunk(examples.tokens, attention.trunk_place(examples.token_mask))
-    stats = head.target_stats(hidden[:, :-1], model.vocab_kernel, examples.tokens[:, 1:])
-    mask = examples.target_mask[:, 1:]
+    index = jnp.argsort(~examples.target_mask, axis=1, stable=True)[:, :max_targets]
+    mask = jnp.take_along_axis(examples.target_mask, index, axis=1)
+    targets = jnp.take_along_axis(examples.tokens, index, axis=1)
+    states = jnp.take_along_axis(hidden, jnp.maximum(index - 1, 0)[..., None], axis=1)
+    stats = head.target_stats(states, model.vocab_kernel, targets)
     return -jnp.sum(jnp.where(mask, stats.logp, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
@@ -40,11 +49,11 @@ def optimizer(lr: float, steps: int, *, clip_norm: float = 1.0) -> optax.Gradien
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, b2=0.98, weight_decay=0.0))
 
 
-def make_step(graphdef: Any, tx: optax.GradientTransformation) -> Callable:
+def make_step(graphdef: Any, tx: optax.GradientTransformation, *, max_targets: int) -> Callable:
     """Returns step(params, opt_state, examples) -> (params, opt_state, loss), to be jitted by the caller."""
 
     def step(params, opt_state, examples):
-        loss, grads = jax.value_and_grad(lambda p: example_loss(nnx.merge(graphdef, p), examples))(params)
+        loss, grads = jax.value_and_grad(lambda p: example_loss(nnx.merge(graphdef, p), examples, max_targets))(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
@@ -56,21 +65,22 @@ def draw_examples(env: ArrayEnv, key: jax.Array, batch: int) -> Example:
     return jax.vmap(env.example)(jax.random.split(key, batch))
 
 
-def run_array(graphdef: Any, params: Any, env: ArrayEnv, key: jax.Array, *, steps: int, batch: int, lr: float):
-    """Warm-starts on an array environment, all steps in one traceable program.
+def array_steps(graphdef: Any, env: ArrayEnv, tx: optax.GradientTransformation, *, steps: int, batch: int) -> Callable:
+    """Returns run(params, opt_state, key, start) -> (params, opt_state, losses [steps]): a traceable stretch of the phase.
 
-    Returns:
-        the parameters and the losses [steps], nats per target token.
+    Step i draws its examples from ``key`` folded with i, wherever the stretches are cut.
     """
-    tx = optimizer(lr, steps)
-    step = make_step(graphdef, tx)
+    step = make_step(graphdef, tx, max_targets=env.action_len)
 
-    def body(carry, i):
-        params, opt_state, loss = step(*carry, draw_examples(env, jax.random.fold_in(key, i), batch))
-        return (params, opt_state), loss
+    def run(params, opt_state, key, start):
+        def body(carry, i):
+            params, opt_state, loss = step(*carry, draw_examples(env, jax.random.fold_in(key, i), batch))
+            return (params, opt_state), loss
 
-    (params, _), losses = jax.lax.scan(body, (params, tx.init(params)), jnp.arange(steps))
-    return params, losses
+        (params, opt_state), losses = jax.lax.scan(body, (params, opt_state), start + jnp.arange(steps))
+        return params, opt_state, losses
+
+    return run
 
 
 def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], int]:
@@ -86,7 +96,15 @@ def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[li
 
 
 def text_batches(
-    env: Teachable, chat: Chat, *, seed: int, batch: int, max_len: int, pool: int = 8, multiple: int = 64
+    env: Teachable,
+    chat: Chat,
+    *,
+    seed: int,
+    batch: int,
+    max_len: int,
+    max_action: int,
+    pool: int = 8,
+    multiple: int = 64,
 ) -> Iterator[Example]:
     """Yields batches of text transitions; rows of like length stand together, padded to a few lengths only.
 
@@ -99,7 +117,7 @@ def text_batches(
         drawn = []
         while len(drawn) < pool * batch:
             ids, said = render_example(chat, *env.example(rng))
-            if len(ids) <= max_len:
+            if len(ids) <= max_len and said <= max_action:
                 drawn.append((ids, said))
         drawn.sort(key=lambda item: len(item[0]))
         batches = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
@@ -115,21 +133,37 @@ def text_batches(
 
 
 def run_text(
-    graphdef: Any, params: Any, env: Teachable, chat: Chat, *, seed: int, steps: int, batch: int, lr: float, max_len: int
-):
+    graphdef: Any,
+    params: Any,
+    env: Teachable,
+    chat: Chat,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    max_len: int,
+    max_action: int,
+    progress: Callable[[int, float], None],
+) -> Any:
     """Warm-starts on a text environment; examples are drawn on the host while the device works.
 
+    Args:
+        max_len: most tokens of an example. max_action: most tokens of an action; longer examples are left out.
+        progress: is called now and then with the steps done and the loss, nats per target token.
+
     Returns:
-        the parameters and the losses [steps], nats per target token.
+        The parameters.
     """
     tx = optimizer(lr, steps)
-    step = jax.jit(make_step(graphdef, tx), donate_argnums=(0, 1))
-    batches = text_batches(env, chat, seed=seed, batch=batch, max_len=max_len)
-    opt_state, losses = tx.init(params), []
+    step = jax.jit(make_step(graphdef, tx, max_targets=max_action), donate_argnums=(0, 1))
+    batches = text_batches(env, chat, seed=seed, batch=batch, max_len=max_len, max_action=max_action)
+    opt_state = tx.init(params)
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(next, batches)
-        for _ in range(steps):
+        for i in range(1, steps + 1):
             examples, coming = coming.result(), ahead.submit(next, batches)
             params, opt_state, loss = step(params, opt_state, examples)
-            losses.append(loss)
-    return params, jnp.stack(losses)
+            if i % max(1, steps // 10) == 0:
+                progress(i, float(loss))
+    return params

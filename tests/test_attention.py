@@ -49,7 +49,9 @@ def test_attend_equals_a_loop_in_numpy(qkv, place, window):
     assert (np.asarray(out)[~(np.asarray(place.position) >= 0)] == 0).all()
 
 
-@pytest.mark.parametrize(('aligned', 'window', 'block'), [(False, None, 5), (True, None, 5), (True, 3, 11), (False, 3, 11)])
+@pytest.mark.parametrize(
+    ('aligned', 'window', 'block'), [(False, None, 5), (True, None, 5), (True, 3, 11), (False, 3, 11)]
+)
 def test_attend_in_blocks_equals_dense_with_its_gradient(qkv, place, monkeypatch, aligned, window, block):
     def run(limit):
         def loss(qkv):

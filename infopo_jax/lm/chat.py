@@ -21,7 +21,8 @@ class Chat:
         tokenizer: a transformers tokenizer with a chat template and an end-of-sequence token.
 
     Raises:
-        ValueError: the template or the stop token is missing, or the template hides contents.
+        ValueError: the template or the stop token is missing, the template hides contents, or ends an action with another
+            token.
     """
 
     def __init__(self, tokenizer: Any):
@@ -89,6 +90,11 @@ class Chat:
             pieces.append(before)
         pieces = [*pieces[1:], rest]
         stop = self.tokenizer.eos_token
+        if not pieces[0].startswith(stop):
+            raise ValueError(
+                f'the chat template ends what the agent says with {pieces[0][:20]!r}, not with the eos_token {stop!r}, '
+                'at which sampling stops; set tokenizer.eos_token to what the template writes there'
+            )
         if stopped:  # the agent has sampled the stop token itself
             pieces[0] = pieces[0].removeprefix(stop)
         return [self.encode(piece) for piece in pieces]

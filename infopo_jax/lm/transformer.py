@@ -11,6 +11,8 @@ from infopo_jax.lm import attention, cache as cache_lib
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.types import Place
 
+UNROLL = 4  # layers up to which a scan is unrolled: stacking residuals costs small models more than compiling
+
 Attend = Callable  # (q, k, v) -> (out [N, S, num_heads, head_dim], whatever the caller wants kept)
 
 
@@ -195,7 +197,7 @@ class Transformer(nnx.Module):
         if c.remat:
             body = jax.checkpoint(body)
         start = (self._embed(tokens), jax.lax.stop_gradient(self._embed(branch_tokens)) if paired else None)
-        (x, branch), _ = jax.lax.scan(body, start, layers)
+        (x, branch), _ = jax.lax.scan(body, start, layers, unroll=c.num_layers <= UNROLL)
         if not paired:
             return self.final_norm(x), None
         return self.final_norm(x), jax.lax.stop_gradient(self.final_norm(branch))

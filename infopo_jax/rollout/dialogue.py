@@ -130,7 +130,6 @@ class Dialogue:
             messages = [{'role': 'tool', 'content': TOO_LONG}]
         self._close_turn(reward, bool(info.get('is_error', False)))
         if terminated:
-            self.outcome = float(info.get('outcome', sum(self.rewards)))
             self.success = bool(info.get('success', False))
             self.end_reason = EndReason.DONE
         elif not stopped and not capped:
@@ -138,10 +137,11 @@ class Dialogue:
         elif self._bad >= self._limits.max_bad_actions:
             self.end_reason = EndReason.BAD_ACTION
         elif truncated or self.num_turns >= self._limits.max_turns:
-            self.outcome = float(info.get('outcome', sum(self.rewards)))
             self.end_reason = EndReason.TURN_LIMIT
         else:
             self._queue(messages, stopped)
+        if self.ended:  # partial credit is kept, whatever the end
+            self.outcome = float(info.get('outcome', sum(self.rewards)))
 
     def _queue(self, messages: list[Message], stopped: bool) -> None:
         ids, roles = self._chat.reply(self._cut(messages), stopped=stopped)
@@ -153,15 +153,22 @@ class Dialogue:
     def _cut(self, messages: list[Message]) -> list[Message]:
         """Cuts contents so that together they have at most max_feedback_tokens tokens, the marker included."""
         room, out = self._limits.max_feedback_tokens, []
-        marker = self._chat.encode(CUT)
         for message in messages:
             ids = self._chat.encode(message['content'])
             if len(ids) > room:
-                kept = self._chat.decode(ids[: max(0, room - len(marker))])
-                message = message | {'content': kept + CUT}
-            room = max(0, room - len(ids))
+                message = message | {'content': self._shortened(ids, room)}
+                ids = self._chat.encode(message['content'])
+            room -= len(ids)
             out.append(message)
         return out
+
+    def _shortened(self, ids: list[int], room: int) -> str:
+        """Returns the longest start of a text that has at most ``room`` tokens with the marker; '' if none has."""
+        for size in range(room, -1, -1):
+            text = self._chat.decode(ids[:size]).rstrip('\ufffd') + CUT  # half a character at the cut is dropped
+            if len(self._chat.encode(text)) <= room:
+                return text
+        return ''
 
     def _close_turn(self, reward: float, is_error: bool) -> None:
         self.rewards.append(float(reward))

@@ -210,11 +210,10 @@ def _decode(graphdef, chunk, stop_id, params, cache, logits, fed, budget, keys, 
         position = jnp.where(going, fed + count, -1)
         count = count + going
         goes_on = going & (token != stop_id) & (count < budget)
+        column = fed + count - goes_on  # of a row that waits or has stopped: the next free one, never a token of its past
 
         def feed(cache):
-            hidden, cache = model.extend(
-                token[:, None], jnp.where(goes_on, position, -1)[:, None], cache, jnp.maximum(fed + count - 1, 0)
-            )
+            hidden, cache = model.extend(token[:, None], jnp.where(goes_on, position, -1)[:, None], cache, column)
             return cache, model.logits(hidden[:, 0])
 
         cache, logits = jax.lax.cond(jnp.any(goes_on), feed, lambda cache: (cache, logits), cache)

@@ -1,7 +1,7 @@
 """Rollouts of array environments: prompts, sampling and feedback in one XLA program.
 
-Each turn has a block of fixed columns (action, markup, feedback, markup) in the buffers of a rollout; what a row does not
-use stays a hole, and ``compact`` closes the holes when the rollout has ended.
+Each turn has a block of fixed columns (action, markup, feedback, markup) in the buffers of a rollout; what a row does
+not use stays a hole, and ``compact`` closes the holes when the rollout has ended.
 """
 
 import dataclasses
@@ -30,7 +30,12 @@ class Layout:
     @classmethod
     def of(cls, env: ArrayEnv) -> 'Layout':
         return cls(
-            env.prompt_len, env.action_len, len(env.feedback_open), env.feedback_len, len(env.feedback_close), env.max_turns
+            env.prompt_len,
+            env.action_len,
+            len(env.feedback_open),
+            env.feedback_len,
+            len(env.feedback_close),
+            env.max_turns,
         )
 
     @property
@@ -174,7 +179,8 @@ def _start(model, env, lay, key, num_prompts, group_size, split):
     n = num_prompts * group_size
     group_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_prompts))
     reset_keys = jax.vmap(lambda k: jax.random.fold_in(k, 0))(group_keys)
-    member_keys = jax.vmap(lambda k: jax.vmap(lambda m: jax.random.fold_in(k, 1 + m))(jnp.arange(group_size)))(group_keys)
+    members = 1 + jnp.arange(group_size)
+    member_keys = jax.vmap(lambda k: jax.vmap(functools.partial(jax.random.fold_in, k))(members))(group_keys)
     env_state, prompt, mask = jax.vmap(lambda k: env.reset(k, split))(reset_keys)
 
     position = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
@@ -188,7 +194,10 @@ def _start(model, env, lay, key, num_prompts, group_size, split):
     env_state, prompt, mask, logits = spread((env_state, prompt, mask, logits))
     columns = (n, lay.prompt + lay.turns * lay.block)
     buffers = _Buffers(
-        jnp.zeros(columns, jnp.int32), jnp.zeros(columns, jnp.int8), jnp.full(columns, -1), jnp.zeros(columns, jnp.float32)
+        jnp.zeros(columns, jnp.int32),
+        jnp.zeros(columns, jnp.int8),
+        jnp.full(columns, -1),
+        jnp.zeros(columns, jnp.float32),
     )
     carry = _Carry(
         t=jnp.int32(0),
@@ -259,7 +268,8 @@ def _turn(c, model, env, lay, member_keys, temperature, max_bad_actions):
     count = jnp.sum(mask, axis=1, dtype=jnp.int32)
 
     step_keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 1), c.t))(member_keys)
-    env_state, feedback, feedback_mask, reward, done, is_error = jax.vmap(env.step)(step_keys, c.env_state, tokens, mask)
+    answer = jax.vmap(env.step)(step_keys, c.env_state, tokens, mask)
+    env_state, feedback, feedback_mask, reward, done, is_error = answer
     env_state = jax.tree.map(lambda a, b: jnp.where(_like(c.alive, a), a, b), env_state, c.env_state)
     bad = jnp.where(is_error, c.bad + 1, 0)
     ended = jnp.where(done, EndReason.DONE, jnp.where(bad >= max_bad_actions, EndReason.BAD_ACTION, EndReason.RUNNING))
@@ -304,7 +314,9 @@ def _turn(c, model, env, lay, member_keys, temperature, max_bad_actions):
 def _reply(env, feedback, feedback_mask, alive):
     """Returns the reply's tokens, mask and roles, [N, opening + feedback + closing]."""
     n = feedback.shape[0]
-    opening, closing = (jnp.broadcast_to(jnp.array(m, jnp.int32), (n, len(m))) for m in (env.feedback_open, env.feedback_close))
+    opening, closing = (
+        jnp.broadcast_to(jnp.array(m, jnp.int32), (n, len(m))) for m in (env.feedback_open, env.feedback_close)
+    )
     tokens = jnp.concatenate([opening, feedback, closing], axis=1)
     mask = jnp.concatenate([jnp.ones(opening.shape, bool), feedback_mask, jnp.ones(closing.shape, bool)], axis=1)
     role = jnp.array(

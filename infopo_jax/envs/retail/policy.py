@@ -2,9 +2,7 @@
 
 from infopo_jax.envs.retail.tools import ARGUMENTS
 
-_SIGNATURES = '\n'.join(f'{name}({", ".join(arguments)})' for name, arguments in ARGUMENTS.items())
-
-BRIEF = f'Serve the customer. Ask what you need, then call a tool.\n{_SIGNATURES}'
+BRIEF = f'Serve the customer: ask, then call one of {", ".join(ARGUMENTS)}.'
 
 FULL = """You serve customers of a furniture shop.
 

@@ -1,0 +1,137 @@
+"""Does information gain help to learn? InfoPO with both baselines, GRPO, and each one's placebo, over seeds.
+
+    python benchmarks/learning.py                   # runs what is missing, then prints the table
+    python benchmarks/learning.py --table           # prints the table of what is there
+
+The task is ``intent`` with 3 slots, 16 values, 2 of them hidden, 4 turns and sparse reward; asking is rare after the warm
+start, so that most groups tie at first. All methods of a seed start from the same warm-started weights. A placebo shuffles the
+gains inside each group: what it keeps is a bonus for having informative turns, not information about which ones they were.
+Rows are written as runs end, and (method, seed) pairs that are there are not run again.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+import timing  # first: puts the package on the path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infopo_jax import config as config_lib, loops, train, update as update_lib
+
+METHODS = {  # name -> (estimator, baseline)
+    'grpo': ('grpo', 'turn'),
+    'infopo turn': ('infopo', 'turn'),
+    'placebo turn': ('shuffled_gain', 'turn'),
+    'infopo group': ('infopo', 'group'),
+    'placebo group': ('shuffled_gain', 'group'),
+}
+RESULTS = pathlib.Path(__file__).with_name('results') / 'learning_intent.jsonl'
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student, by number of seeds
+
+
+def task(method: str, seed: int, steps: int):
+    """Returns the config of one run."""
+    config = config_lib.base_config()
+    config.seed, config.steps = seed, steps
+    config.env.update(num_slots=3, num_values=16, num_hidden=2, turn_limit=4, ask_fraction=0.2)
+    config.batch.update(prompts=16, group_size=8)
+    config.model.rope_theta = 100.0
+    config.warmstart.update(steps=600, batch=128, lr=3e-3)
+    config.optim.lr = 1e-3
+    config.eval.episodes = 512
+    config.advantage.estimator, config.info.baseline = METHODS[method]
+    config_lib.validate(config)
+    return config
+
+
+def run(loop, config, params, model_config) -> dict:
+    """Trains one method from warm-started weights; returns its row."""
+    key = loops.seed_keys(config.seed, 1)
+    state = train.init_state(loop, model_config, key)
+    params = jax.tree.map(jnp.copy, params)
+    state = update_lib.init_state(loop.rule, params, state.key)
+    start, success, tied, half = time.perf_counter(), [], [], None
+    for step in range(1, config.steps + 1):
+        state, metrics, _ = loop.step(state)
+        success.append(float(metrics['success']))
+        tied.append(float(metrics['tied_groups']))
+        if half is None and np.mean(success[-5:]) >= 0.5:
+            half = step
+    held_out, _ = loop.evaluate(state.params, jax.random.fold_in(key, train.EVAL), state.step)
+    return {
+        'held_out': float(held_out['success']),
+        'updates_to_half': half,
+        'tied_first_20': float(np.mean(tied[:20])),
+        'turns': float(held_out['turns']),
+        'curve': [round(float(x), 3) for x in np.array(success).reshape(-1, 10).mean(axis=1)],
+        'seconds': round(time.perf_counter() - start, 1),
+    }
+
+
+def read() -> list[dict]:
+    """Returns the rows that are there."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def table(rows: list[dict]) -> str:
+    """Returns mean and 95% interval of the held-out success by method."""
+    out = []
+    for method in METHODS:
+        mine = [row for row in rows if row['method'] == method]
+        if not mine:
+            continue
+        scores = [row['held_out'] for row in mine]
+        spread = statistics.stdev(scores) / len(scores) ** 0.5 * T95.get(len(scores), 2.0) if len(scores) > 1 else float('nan')
+        halves = [row['updates_to_half'] for row in mine]
+        out.append({
+            'method': method,
+            'held-out success, by seed': ' '.join(f'{score:.2f}' for score in scores),
+            'mean': round(statistics.mean(scores), 3),
+            '95% interval': f'+- {spread:.2f}',
+            'updates to 0.5': ' '.join('-' if h is None else str(h) for h in halves),
+            'turns': round(statistics.mean(row['turns'] for row in mine), 2),
+        })  # fmt: skip
+    return timing.table(out)
+
+
+def main():
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seeds', default='1,2,3,4,5')
+    parser.add_argument('--steps', type=int, default=150)
+    parser.add_argument('--table', action='store_true', help='print the table of what is there, run nothing')
+    args = parser.parse_args()
+    seeds = [int(seed) for seed in args.seeds.split(',')]
+    done = {(row['method'], row['seed']) for row in read()}
+    if not args.table:
+        print(timing.machine())
+        built = {method: train.build_loop(task(method, seeds[0], args.steps)) for method in METHODS}
+        for seed in seeds:
+            missing = [method for method in METHODS if (method, seed) not in done]
+            if not missing:
+                continue
+            config = task(missing[0], seed, args.steps)
+            loop, model_config = built[missing[0]]
+            warm, key = config.warmstart, loops.seed_keys(seed, 1)
+            params = train.init_state(loop, model_config, key).params
+            params = loop.warm_start(
+                params, key, steps=warm.steps, batch=warm.batch, lr=warm.lr,
+                progress=lambda done, loss, seed=seed: print(f'seed {seed} warm start {done} {loss:.3f}', flush=True),
+            )  # fmt: skip
+            for method in missing:
+                loop, model_config = built[method]
+                row = {'method': method, 'seed': seed, **run(loop, task(method, seed, args.steps), params, model_config)}
+                RESULTS.parent.mkdir(exist_ok=True)
+                with RESULTS.open('a') as file:
+                    file.write(json.dumps(row) + '\n')
+                print(row, flush=True)
+    print(timing.machine() + '\n\n' + table(read()))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,125 @@
+"""launch/evaluate.py gives the numbers that the run itself found, and says what is wrong in a few lines."""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'launch'))
+
+import evaluate as evaluate_launch  # noqa: E402
+
+from infopo_jax import config as config_lib, runtime, train  # noqa: E402
+
+
+RESULT = {
+    'step': 3,
+    'reward': np.float32(0.5),
+    'success': np.array([0.0, 0.5], np.float32),
+    'pass_4': 0.125,
+    'turns': 3.0,
+    'end_done': 0.0,
+    'end_turn_limit': 0.75,
+}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run of one step, so large that it harms; two seeds. Returns its folder."""
+    config = config_lib.base_config()
+    config.num_seeds, config.steps, config.optim.lr, config.optim.warmup_steps = 2, 1, 0.3, 0
+    config.warmstart.steps, config.warmstart.lr = 100, 1e-2
+    config.env.num_slots, config.env.num_values, config.env.num_hidden, config.env.turn_limit = 2, 4, 1, 3
+    config.batch.prompts, config.batch.group_size, config.warmstart.batch = 2, 2, 16
+    config.model.dim, config.model.num_layers, config.model.mlp_dim = 16, 1, 16
+    config.eval.episodes, config.log.tensorboard = 64, False
+    config_lib.validate(config)
+    folder = tmp_path_factory.mktemp('runs') / 'tiny'
+    folder.mkdir()
+    train.main(config, str(folder))
+    return folder
+
+
+@pytest.fixture
+def launch(trained, tmp_path, monkeypatch, capsys):
+    """Runs the script on a copy of the run; returns code, stdout, stderr and the copy."""
+    monkeypatch.setattr(runtime, 'silence', lambda: None)
+    monkeypatch.setattr(runtime, 'enable_compilation_cache', lambda: None)
+    shutil.copytree(trained, tmp_path / 'run')
+
+    def run(*arguments, workdir=tmp_path / 'run'):
+        capsys.readouterr()
+        code = evaluate_launch.run(['evaluate.py', f'--workdir={workdir}', *arguments])
+        return code, *capsys.readouterr(), workdir
+
+    return run
+
+
+def eval_rows(folder):
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    return {row['step']: row for row in rows if row['phase'] == 'eval'}
+
+
+@pytest.mark.parametrize('checkpoint', ['last', 'best'])
+def test_evaluate_repeats_the_evaluation_of_the_run(launch, checkpoint):
+    code, out, err, folder = launch(f'--checkpoint={checkpoint}')
+    assert (code, err) == (0, '')
+    result, rows = json.loads((folder / 'eval.json').read_text()), eval_rows(folder)
+    assert np.mean(rows[0]['success']) > np.mean(rows[1]['success'])
+    step = {'best': 0, 'last': 1}[checkpoint]
+    assert result['step'] == step and result['checkpoint'] == checkpoint
+    for name, value in rows[step].items():
+        if name not in ('step', 'phase', 'time'):
+            assert result[name] == value, name
+    for word in ('reward', 'success', 'pass^2', 'turns', 'ended: ', '2 seeds', f'step {step}'):
+        assert word in out
+
+
+def test_evaluate_takes_other_episodes_and_groups(launch, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, 'evaluate', lambda config, workdir, *, best: asked.append((config, best)) or RESULT)
+    code, out, _, folder = launch('--config.eval.episodes=32', '--config.batch.group_size=4', '--config.seed=7')
+    [(config, best)] = asked
+    assert code == 0 and best and (config.eval.episodes, config.batch.group_size, config.seed) == (32, 4, 7)
+    result = json.loads((folder / 'eval.json').read_text())
+    assert result['eval']['episodes'] == 32 and result['group_size'] == 4 and result['seed'] == 7
+    assert [line.split() for line in out.splitlines()[1:-1]] == [
+        ['reward', '0.500'],
+        ['success', '0.250', '(2', 'seeds,', '0.000', 'to', '0.500)'],
+        ['pass^4', '0.125'],
+        ['turns', '3.000'],
+        ['ended:', 'turn', 'limit', '0.750'],
+    ]
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--config.model.dim=32'], ['model.dim', '16 in the checkpoint', '32 now']),
+        (['--config.eval.episode=4'], ['did you mean --config.eval.episodes?']),
+        (['--checkpoint=newest'], ['newest', 'best', 'last']),
+        (['--config.eval.episodes=0'], ['config.eval.episodes = 0', 'at least 1']),
+    ],
+)
+def test_evaluate_answers_errors_shortly_with_code_2(launch, arguments, words):
+    code, _, err, folder = launch(*arguments)
+    assert code == 2 and len(err.splitlines()) <= 12
+    assert all(word in err for word in words)
+    assert not (folder / 'eval.json').exists()
+
+
+def test_evaluate_names_what_a_folder_lacks(launch, tmp_path, capsys):
+    assert launch(workdir=tmp_path / 'nothing')[:3:2] == (
+        2,
+        f'error: --workdir={tmp_path}/nothing holds no config.json; pass a folder that launch/train.py wrote\n',
+    )
+    assert not (tmp_path / 'nothing').exists()
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints')
+    code, _, err, _ = launch()
+    assert code == 2 and 'holds no checkpoint' in err
+    assert evaluate_launch.run(['evaluate.py']) == 2 and 'which run?' in capsys.readouterr().err
+    assert evaluate_launch.run(['evaluate.py', '--help']) == 0 and '--checkpoint=' in capsys.readouterr().out
