@@ -3,10 +3,10 @@
     python benchmarks/learning.py                   # runs what is missing, then prints the table
     python benchmarks/learning.py --table           # prints the table of what is there
 
-The task is ``intent`` with 3 slots, 16 values, 2 of them hidden, 4 turns and sparse reward; asking is rare after the warm
-start, so that most groups tie at first. All methods of a seed start from the same warm-started weights. A placebo shuffles the
-gains inside each group: what it keeps is a bonus for having informative turns, not information about which ones they were.
-Rows are written as runs end, and (method, seed) pairs that are there are not run again.
+The task is ``intent`` with 3 slots, 16 values, 2 of them hidden, 4 turns and sparse reward; asking is rare after the
+warm start, so that most groups tie at first. All methods of a seed start from the same warm-started weights. A placebo
+shuffles the gains inside each group: what it keeps is a bonus for having informative turns, not information about which
+ones they were. Rows are written as runs end, and (method, seed) pairs that are there are not run again.
 """
 
 import argparse
@@ -86,7 +86,9 @@ def table(rows: list[dict]) -> str:
         if not mine:
             continue
         scores = [row['held_out'] for row in mine]
-        spread = statistics.stdev(scores) / len(scores) ** 0.5 * T95.get(len(scores), 2.0) if len(scores) > 1 else float('nan')
+        spread = float('nan')
+        if len(scores) > 1:
+            spread = statistics.stdev(scores) / len(scores) ** 0.5 * T95.get(len(scores), 2.0)
         halves = [row['updates_to_half'] for row in mine]
         out.append({
             'method': method,
@@ -125,7 +127,11 @@ def main():
             )  # fmt: skip
             for method in missing:
                 loop, model_config = built[method]
-                row = {'method': method, 'seed': seed, **run(loop, task(method, seed, args.steps), params, model_config)}
+                row = {
+                    'method': method,
+                    'seed': seed,
+                    **run(loop, task(method, seed, args.steps), params, model_config),
+                }
                 RESULTS.parent.mkdir(exist_ok=True)
                 with RESULTS.open('a') as file:
                     file.write(json.dumps(row) + '\n')

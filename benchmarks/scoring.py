@@ -12,7 +12,6 @@ import statistics
 
 import timing  # first: puts the package on the path
 
-# isort: split
 import jax
 import jax.numpy as jnp
 import numpy as np

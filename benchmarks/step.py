@@ -2,8 +2,9 @@
 
     python benchmarks/step.py --configs=quickstart,taubench
 
-Both start from the same weights and keys, so they sample the same rollouts; GRPO is the same code with the gain off. With one
-update per batch neither needs a scoring pass. Goal: at most 1.15 (the paper's implementation: 1.63 in wall-clock).
+Both start from the same weights and keys, so they sample the same rollouts; GRPO is the same code with the gain off.
+With one update per batch neither needs a scoring pass. Goal: at most 1.15 (the paper's implementation: 1.63 in
+wall-clock).
 """
 
 import argparse
@@ -29,7 +30,12 @@ def build(name: str, estimator: str, warm_steps: int):
     key = loops.seed_keys(config.seed, 1)
     state = train.init_state(loop, model_config, key)
     params = loop.warm_start(
-        state.params, key, steps=warm_steps, batch=config.warmstart.batch, lr=config.warmstart.lr, progress=lambda *_: None
+        state.params,
+        key,
+        steps=warm_steps,
+        batch=config.warmstart.batch,
+        lr=config.warmstart.lr,
+        progress=lambda *_: None,
     )
     return loop, params, state
 
@@ -39,7 +45,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--configs', default='quickstart,taubench')
     parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--warm_steps', type=int, default=100, help='supervised steps before, so that actions are well-formed')
+    parser.add_argument(
+        '--warm_steps', type=int, default=100, help='supervised steps before, so that actions are well-formed'
+    )
     args = parser.parse_args()
     print(timing.machine() + '\n')
     rows = []

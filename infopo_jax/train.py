@@ -14,8 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from infopo_jax import config as config_lib
-from infopo_jax import envs, estimators, loops, report, samples, update as update_lib
+from infopo_jax import config as config_lib, envs, estimators, loops, report, samples, update as update_lib
 from infopo_jax.checkpoint import Checkpointer
 from infopo_jax.lm.chat import Chat
 from infopo_jax.lm.config import LMConfig
@@ -50,9 +49,7 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
     loop, model_config = build_loop(config)
     key = loops.seed_keys(config.seed, config.num_seeds)
     checkpointer = Checkpointer(workdir)
-    logger = Logger(
-        workdir, interval=config.log.interval, total_steps=config.steps, tensorboard=config.log.tensorboard
-    )
+    logger = Logger(workdir, interval=config.log.interval, total_steps=config.steps, tensorboard=config.log.tensorboard)
     with logger:
         state, fresh = _restore(config, workdir, loop, model_config, key, checkpointer)
         _header(logger, config, loop, model_config, state)
@@ -174,7 +171,9 @@ def graph_of(model_config: LMConfig) -> Any:
     return nnx.split(nnx.eval_shape(lambda: Transformer(model_config, nnx.Rngs(0))))[0]
 
 
-def build_rule(config: Any, graphdef: Any, *, placeholder: tuple[int, ...], outcome_range: float) -> update_lib.UpdateRule:
+def build_rule(
+    config: Any, graphdef: Any, *, placeholder: tuple[int, ...], outcome_range: float
+) -> update_lib.UpdateRule:
     """Returns the update that a config describes."""
     info, loss, updates = config.info, config.loss, config.updates
     return update_lib.UpdateRule(
@@ -299,12 +298,13 @@ def _warm_start(config, loop, state, key):
     def progress(done, loss):
         seconds = time.perf_counter() - start
         left = seconds / done * (warm.steps - done)
-        print(f'warm start {done}/{warm.steps}  loss {loss:.3f} nats per token  {seconds:.0f} s  eta {left:.0f} s', flush=True)
+        print(
+            f'warm start {done}/{warm.steps}  loss {loss:.3f} nats per token  {seconds:.0f} s  eta {left:.0f} s',
+            flush=True,
+        )
 
     keys = loop.over_seeds(lambda k: jax.random.fold_in(k, WARM_START))(key)
-    params = loop.warm_start(
-        state.params, keys, steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress
-    )
+    params = loop.warm_start(state.params, keys, steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress)
     reference = None if state.reference is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, reference=reference)
 

@@ -1,7 +1,8 @@
 """The update: score, credit, clipped loss, and one guarded step of the optimizer.
 
 With one update per batch the weights that sampled are the weights that are updated: the ratio is 1, and the gain rides
-on the update's own forward pass. With several, one scoring pass comes first and gives both the gain and old_logp.
+on the update's own forward pass. With several, or with microbatches, one scoring pass comes first and gives both the
+gain and old_logp.
 """
 
 import dataclasses
@@ -60,8 +61,11 @@ class UpdateRule:
 
     @property
     def single(self) -> bool:
-        """Whether a batch is used for one update only."""
-        return self.epochs == 1 and self.minibatches == 1
+        """Whether a batch is used by one forward and backward pass only, on which the gain can ride.
+
+        With microbatches it cannot: credit compares the rollouts of a group, or of the batch; a microbatch cuts both.
+        """
+        return self.epochs == self.minibatches == self.microbatches == 1
 
 
 @pytree_dataclass
@@ -169,7 +173,16 @@ def score_turns(rule: UpdateRule, model: Any, turns: Turns, *, paired: bool, ref
 
 def _score_batch(rule, model, turns, key, step):
     """One pass with the sampling weights: gains, credit and old_logp of a batch that is used several times."""
-    scores = jax.lax.stop_gradient(score_turns(rule, model, turns, paired=rule.needs_gain))
+
+    def part(turns):
+        return jax.lax.stop_gradient(score_turns(rule, model, turns, paired=rule.needs_gain))
+
+    k = rule.microbatches  # no more rows at once than the update holds
+    if k == 1:
+        scores = part(turns)
+    else:
+        scores = jax.lax.map(part, _split_rows(turns, k * rule.minibatches))
+        scores = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), scores)
     out, _, _, metrics = credit(rule, scores, turns, key, step)
     metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(scores.logp, turns.sampled_logp, out.loss_mask)}
     weight = None
@@ -193,6 +206,11 @@ def _passes(rule, state, batch, key):
     return state, last | {'skipped': jnp.sum(metrics['skipped'])}
 
 
+def _split_rows(tree, num_parts):
+    """Returns the rows [N, ...] in parts [num_parts, N / num_parts, ...]."""
+    return jax.tree.map(lambda a: a.reshape(num_parts, a.shape[0] // num_parts, *a.shape[1:]), tree)
+
+
 def _apply(rule, state, batch, key):
     """Takes one optimizer step on a (mini)batch, in microbatches, unless something is not finite."""
     mask = batch.turns.action_mask & batch.turns.valid[:, None]
@@ -200,23 +218,21 @@ def _apply(rule, state, batch, key):
     denominator = jnp.maximum(jnp.sum(weight), 1.0)
     grad_fn = jax.grad(functools.partial(_loss, rule), has_aux=True)
 
-    def part(index_and_batch):
-        index, micro = index_and_batch
-        micro_key = jax.random.fold_in(key, index)
-        return grad_fn(state.params, state.reference, micro, denominator, micro_key, state.step)
+    def part(micro):
+        return grad_fn(state.params, state.reference, micro, denominator, key, state.step)
 
     k = rule.microbatches
     if k == 1:
-        grads, metrics = part((0, batch))
+        grads, metrics = part(batch)
     else:
-        micros = jax.tree.map(lambda a: a.reshape(k, a.shape[0] // k, *a.shape[1:]), batch)
+        micros = _split_rows(batch, k)
         zeros = jax.tree.map(jnp.zeros_like, state.params)
 
         def add(total, item):
             grads, metrics = part(item)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        grads, metrics = jax.lax.scan(add, zeros, (jnp.arange(k), micros))
+        grads, metrics = jax.lax.scan(add, zeros, micros)
         metrics = {n: jnp.sum(v) if n in ('loss', 'policy_loss') else jnp.mean(v) for n, v in metrics.items()}
     return _guarded_step(rule, state, grads, metrics)
 

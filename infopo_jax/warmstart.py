@@ -1,8 +1,8 @@
 """The warm start: a short supervised phase before reinforcement learning.
 
-It teaches a model from scratch the syntax of actions and to copy known values, by single transitions: some history, then one
-action that follows no strategy. It never shows what to ask when, nor a whole solved episode; it does show the placeholder,
-since the gain would otherwise measure how novel the placeholder looks.
+It teaches a model from scratch the syntax of actions and to copy known values, by single transitions: some history,
+then one action that follows no strategy. It never shows what to ask when, nor a whole solved episode; it does show the
+placeholder, since the gain would otherwise measure how novel the placeholder looks.
 """
 
 import itertools
@@ -66,9 +66,9 @@ def draw_examples(env: ArrayEnv, key: jax.Array, batch: int) -> Example:
 
 
 def array_steps(graphdef: Any, env: ArrayEnv, tx: optax.GradientTransformation, *, steps: int, batch: int) -> Callable:
-    """Returns run(params, opt_state, key, start) -> (params, opt_state, losses [steps]): a traceable stretch of the phase.
+    """Returns run(params, opt_state, key, start) -> (params, opt_state, losses [steps]); traceable.
 
-    Step i draws its examples from ``key`` folded with i, wherever the stretches are cut.
+    A stretch of the warm start: step i draws its examples from ``key`` folded with i, wherever stretches are cut.
     """
     step = make_step(graphdef, tx, max_targets=env.action_len)
 
@@ -83,16 +83,32 @@ def array_steps(graphdef: Any, env: ArrayEnv, tx: optax.GradientTransformation, 
     return run
 
 
-def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], int]:
-    """Returns the ids of one text transition, laid out as in a rollout, and how many of them, at the end, are the target."""
+def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], list[bool]]:
+    """Lays a text transition out as in a rollout.
+
+    The actions in its history were drawn like the target, so each of them is a transition of its own and is taught too:
+    a row teaches several for the price of one.
+
+    Returns:
+        ids, and beside them whether they are taught.
+    """
     turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
     first = turns[0] if turns else len(messages)
     ids = chat.prompt(messages[:first])
+    taught = [False] * len(ids)
+
+    def say(text):
+        said = [*chat.encode(text), chat.stop_id]
+        ids.extend(said)
+        taught.extend([True] * len(said))
+
     for start, end in itertools.pairwise([*turns, len(messages)]):
-        ids += [*chat.encode(messages[start]['content']), chat.stop_id]
-        ids += chat.reply(messages[start + 1 : end])[0]
-    said = [*chat.encode(target), chat.stop_id]
-    return ids + said, len(said)
+        say(messages[start]['content'])
+        answer = chat.reply(messages[start + 1 : end])[0]
+        ids.extend(answer)
+        taught.extend([False] * len(answer))
+    say(target)
+    return ids, taught
 
 
 def text_batches(
@@ -102,7 +118,7 @@ def text_batches(
     seed: int,
     batch: int,
     max_len: int,
-    max_action: int,
+    max_targets: int,
     pool: int = 8,
     multiple: int = 64,
 ) -> Iterator[Example]:
@@ -111,14 +127,24 @@ def text_batches(
     Args:
         pool: batches drawn at once and sorted by length among each other.
         multiple: lengths are padded to multiples of this.
+
+    Raises:
+        ValueError: the limits leave no example.
     """
     rng = random.Random(f'warm start {seed}')
     while True:
-        drawn = []
+        drawn, refused = [], 0
         while len(drawn) < pool * batch:
-            ids, said = render_example(chat, *env.example(rng))
-            if len(ids) <= max_len and said <= max_action:
-                drawn.append((ids, said))
+            ids, taught = render_example(chat, *env.example(rng))
+            if len(ids) <= max_len and sum(taught) <= max_targets:
+                drawn.append((ids, taught))
+            else:
+                refused += 1
+            if refused > 1000 and not drawn:
+                raise ValueError(
+                    f"no warm-start example fits: one has {len(ids)} tokens, {sum(taught)} of them the agent's, and "
+                    f'{max_len} and {max_targets} are allowed; raise config.rollout.max_tokens or max_action_tokens'
+                )
         drawn.sort(key=lambda item: len(item[0]))
         batches = [drawn[i : i + batch] for i in range(0, len(drawn), batch)]
         rng.shuffle(batches)
@@ -126,9 +152,8 @@ def text_batches(
             length = min(max_len, -(-max(len(ids) for ids, _ in rows) // multiple) * multiple)
             tokens = np.zeros((batch, length), np.int32)
             real, target = (np.zeros((batch, length), bool) for _ in range(2))
-            for i, (ids, said) in enumerate(rows):
-                tokens[i, : len(ids)], real[i, : len(ids)] = ids, True
-                target[i, len(ids) - said : len(ids)] = True
+            for i, (ids, taught) in enumerate(rows):
+                tokens[i, : len(ids)], real[i, : len(ids)], target[i, : len(ids)] = ids, True, taught
             yield Example(tokens=tokens, token_mask=real, target_mask=target)
 
 
@@ -143,21 +168,21 @@ def run_text(
     batch: int,
     lr: float,
     max_len: int,
-    max_action: int,
+    max_targets: int,
     progress: Callable[[int, float], None],
 ) -> Any:
     """Warm-starts on a text environment; examples are drawn on the host while the device works.
 
     Args:
-        max_len: most tokens of an example. max_action: most tokens of an action; longer examples are left out.
+        max_len: most tokens of an example. max_targets: most taught tokens of an example; longer ones are left out.
         progress: is called now and then with the steps done and the loss, nats per target token.
 
     Returns:
         The parameters.
     """
     tx = optimizer(lr, steps)
-    step = jax.jit(make_step(graphdef, tx, max_targets=max_action), donate_argnums=(0, 1))
-    batches = text_batches(env, chat, seed=seed, batch=batch, max_len=max_len, max_action=max_action)
+    step = jax.jit(make_step(graphdef, tx, max_targets=max_targets), donate_argnums=(0, 1))
+    batches = text_batches(env, chat, seed=seed, batch=batch, max_len=max_len, max_targets=max_targets)
     opt_state = tx.init(params)
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(next, batches)

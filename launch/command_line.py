@@ -18,8 +18,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 import infopo_jax
-from infopo_jax import config as config_lib
-from infopo_jax import runtime
+from infopo_jax import config as config_lib, runtime
 
 USER_ERROR = 2  # exit code
 MAX_LINES = 12  # of an error message

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from infopo_jax.envs.intent import pick
 from infopo_jax.types import pytree_dataclass
 
 VOCAB, STOP = 20, 1
@@ -32,24 +33,22 @@ class Chatter:
 
     def reset(self, key, split):
         """Starts an episode; test goals are negative."""
-        keys = jax.random.split(key, 3)
-        goal = jax.random.randint(keys[0], (), 1, 1000) * (1 if split == 'train' else -1)
-        prompt = jax.random.randint(keys[1], (self.prompt_len,), 8, VOCAB)
-        mask = jnp.arange(self.prompt_len) < jax.random.randint(keys[2], (), 3, self.prompt_len + 1)
+        draw = jax.random.uniform(key, (self.prompt_len + 2,))
+        goal = pick(draw[0], 1, 1000) * (1 if split == 'train' else -1)
+        mask = jnp.arange(self.prompt_len) < pick(draw[1], 3, self.prompt_len + 1)
+        prompt = pick(draw[2:], 8, VOCAB)
         zero = jnp.int32(0)
         return State(goal=goal, heard=zero, turns=zero, done=jnp.bool_(False)), jnp.where(mask, prompt, 0), mask
 
     def step(self, key, state, action, action_mask):
         """Answers with random tokens, to which what was said is added."""
-        keys = jax.random.split(key, 4)
+        draw = jax.random.uniform(key, (self.feedback_len + 4,))
         said = jnp.sum(jnp.where(action_mask, action, 0))
-        feedback = 8 + (jax.random.randint(keys[0], (self.feedback_len,), 0, 12) + said) % 12
-        size = jax.random.randint(keys[1], (), self.least, self.feedback_len + 1)
-        mask = jnp.arange(self.feedback_len) < size
-        done, is_error = jax.random.uniform(keys[2], (2,)) < jnp.array([self.end, self.error])
+        feedback = 8 + (pick(draw[4:], 0, 12) + said) % 12
+        mask = jnp.arange(self.feedback_len) < pick(draw[0], self.least, self.feedback_len + 1)
+        done, is_error = draw[1] < self.end, draw[2] < self.error
         new = State(goal=state.goal, heard=state.heard + said, turns=state.turns + 1, done=done)
-        reward = jax.random.uniform(keys[3])
-        return new, jnp.where(mask, feedback, 0), mask, reward, done, is_error & ~done
+        return new, jnp.where(mask, feedback, 0), mask, draw[3], done, is_error & ~done
 
     def score(self, state):
         """Returns an outcome that depends on all that was said, and success wherever that is even."""

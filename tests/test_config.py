@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from infopo_jax import config as config_lib
-from infopo_jax import config_rules, envs, estimators
+from infopo_jax import config as config_lib, config_rules, envs, estimators
 from infopo_jax.config import base_config
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))

@@ -12,8 +12,7 @@ sys.path.insert(0, str(ROOT / 'launch'))
 
 import command_line  # noqa: E402
 
-from infopo_jax import config as config_lib  # noqa: E402
-from infopo_jax import runtime  # noqa: E402
+from infopo_jax import config as config_lib, runtime  # noqa: E402
 
 QUICK = f'--config={ROOT / "configs" / "quickstart.py"}'
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ sys.path.insert(0, str(ROOT / 'launch'))
 import evaluate as evaluate_launch  # noqa: E402
 
 from infopo_jax import config as config_lib, runtime, train  # noqa: E402
-
 
 RESULT = {
     'step': 3,
@@ -40,7 +40,8 @@ def trained(tmp_path_factory):
     config_lib.validate(config)
     folder = tmp_path_factory.mktemp('runs') / 'tiny'
     folder.mkdir()
-    train.main(config, str(folder))
+    with mock.patch.object(train.report, 'write_report'):  # a second of figures that nobody looks at
+        train.main(config, str(folder))
     return folder
 
 

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from infopo_jax.envs.retail import Retail, teach
-from infopo_jax.envs.retail import database as data
+from infopo_jax.envs.retail import Retail, database as data, teach
 from infopo_jax.envs.retail.expert import act
 from infopo_jax.envs.retail.tasks import LEVELS, Request, make
 from infopo_jax.envs.retail.tools import SCHEMAS, execute

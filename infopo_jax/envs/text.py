@@ -38,7 +38,8 @@ class Teachable(Protocol):
         """Returns words that the tokenizer keeps whole (ids, values)."""
 
     def example(self, rng: random.Random) -> tuple[list[Message], str]:
-        """Draws one supervised transition: a history of messages, then one action's text.
+        """Draws supervised transitions: a history of messages, then one action's text.
 
-        The action shows syntax and copying of known values; it follows no strategy, and no example is a solved episode.
+        The actions, those in the history too, are all taught: they show syntax and copying of known values, follow no
+        strategy, and no example is a solved episode.
         """

@@ -84,7 +84,7 @@ def attend(
         key: places of the keys, [N, K].
         visible: the rule.
         window: keys whose position is this far back, or further, are invisible; None shows all.
-        aligned: queries and keys are the same tokens in causal order, so that a block of queries need not visit later keys.
+        aligned: queries and keys are the same tokens in causal order: a block of queries need not visit later keys.
 
     Returns:
         [N, S, num_heads, D]; zeros where a query sees no key.

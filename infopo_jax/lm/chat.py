@@ -1,8 +1,8 @@
 """Chat markup as ids with roles, for any tokenizer that has a chat template.
 
-A rollout is kept as the very ids that were sampled and fed. The prompt is rendered by the template once; after that, only
-what follows an action is rendered: markup (TEMPLATE), content (FEEDBACK), markup, up to where the agent speaks again. The
-markup is read off the template by rendering unmistakable contents and cutting them out.
+A rollout is kept as the very ids that were sampled and fed. The prompt is rendered by the template once; after that,
+only what follows an action is rendered: markup (TEMPLATE), content (FEEDBACK), markup, up to where the agent speaks
+again. The markup is read off the template by rendering unmistakable contents and cutting them out.
 """
 
 import functools
@@ -21,8 +21,8 @@ class Chat:
         tokenizer: a transformers tokenizer with a chat template and an end-of-sequence token.
 
     Raises:
-        ValueError: the template or the stop token is missing, the template hides contents, or ends an action with another
-            token.
+        ValueError: the template or the stop token is missing, the template hides contents, or ends an action with
+            another token.
     """
 
     def __init__(self, tokenizer: Any):
@@ -86,7 +86,9 @@ class Chat:
         for mark in (said, *marks):
             before, found, rest = rest.partition(mark)
             if not found:
-                raise ValueError(f'the chat template hides the content of one of {message_roles}; it cannot be used here')
+                raise ValueError(
+                    f'the chat template hides the content of one of {message_roles}; it cannot be used here'
+                )
             pieces.append(before)
         pieces = [*pieces[1:], rest]
         stop = self.tokenizer.eos_token

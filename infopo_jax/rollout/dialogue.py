@@ -1,4 +1,4 @@
-"""One dialogue between the agent and a text environment, as ids: what was said, what is still to be fed, how it ended."""
+"""One dialogue of the agent with a text environment, as ids: what was said, what is still to be fed, how it ended."""
 
 import dataclasses
 from collections.abc import Sequence

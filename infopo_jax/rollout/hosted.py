@@ -1,9 +1,10 @@
 """Rollouts of text environments: the model decodes in slots on the device, the environments answer on the host.
 
-Two device programs run over a fixed number of slots, each slot a row of one KV cache that lives across turns: ``extend``
-feeds prompts and feedback in fixed chunks, ``decode`` samples up to ``chunk`` tokens a dispatch. A slot whose action has
-ended goes to its environment; its answer is fed when enough slots wait, or none can decode. A finished rollout's slot is
-taken by the next one. Keys are folded from (group, member, token position), so who sits where changes nothing.
+Two device programs run over a fixed number of slots, each slot a row of one KV cache that lives across turns:
+``extend`` feeds prompts and feedback in fixed chunks, ``decode`` samples up to ``chunk`` tokens a dispatch. A slot
+whose action has ended goes to its environment; its answer is fed when enough slots wait, or none can decode. A finished
+rollout's slot is taken by the next one. Keys are folded from (group, member, token position), so who sits where changes
+nothing.
 """
 
 import collections
@@ -67,7 +68,9 @@ class HostedRollout:
         self.num_slots, self.chunk, self.extend_chunk = num_slots, chunk, extend_chunk
         self._extend = jax.jit(functools.partial(_extend, graphdef), donate_argnums=(1, 2))
         self._decode = jax.jit(
-            functools.partial(_decode, graphdef, chunk, chat.stop_id), donate_argnums=(1, 2), static_argnames='temperature'
+            functools.partial(_decode, graphdef, chunk, chat.stop_id),
+            donate_argnums=(1, 2),
+            static_argnames='temperature',
         )
 
     def rollout(
@@ -210,7 +213,8 @@ def _decode(graphdef, chunk, stop_id, params, cache, logits, fed, budget, keys, 
         position = jnp.where(going, fed + count, -1)
         count = count + going
         goes_on = going & (token != stop_id) & (count < budget)
-        column = fed + count - goes_on  # of a row that waits or has stopped: the next free one, never a token of its past
+        # A row that waits or has stopped writes to its next free column, never over a token of its past.
+        column = fed + count - goes_on
 
         def feed(cache):
             hidden, cache = model.extend(token[:, None], jnp.where(goes_on, position, -1)[:, None], cache, column)
@@ -268,9 +272,7 @@ class Ladder:
         branch, target = packing.bounds(turns, placeholder, horizon=horizon, multiple=1)
         for rung in self.rungs:
             if length <= rung[0] and branch <= rung[1] and target <= rung[2]:
-                cut = {
-                    name: getattr(turns, name)[:, : rung[0]] for name in ('tokens', 'role', 'turn', 'sampled_logp')
-                }
+                cut = {name: getattr(turns, name)[:, : rung[0]] for name in ('tokens', 'role', 'turn', 'sampled_logp')}
                 return rung[1:], dataclasses.replace(turns, **cut)
         raise ValueError(f'a batch of L={length}, B={branch}, A={target} fits no rung of {self.rungs}')
 

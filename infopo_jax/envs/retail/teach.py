@@ -32,7 +32,7 @@ KINDS = {  # level -> what an agent may do there: a question, 'tell', or a tool
 }
 _PREFIX = {'cust': 'customer', 'order': 'order', 'item': 'item', 'pay': 'payment', '$': 'refund'}
 _VALUE = re.compile(r'(cust|order|item|pay)_\d+|(\$)\d+|\b(?:' + '|'.join(data.REASONS) + r')\b')
-_HISTORY_ASK_SHARE = 0.8  # of a history's actions, which are context and not taught: there is to be something to copy
+_HISTORY_ASK_SHARE = 0.8  # of a history's actions: there is to be something to copy
 _TARGET_ASK_SHARE = 0.4
 _HIDE = 0.15  # share of answers that show the placeholder
 _REPEATS = 40  # of the texts that stand in every prompt, in the corpus

@@ -1,0 +1,58 @@
+"""pass^k by hand, and the look at rollouts against the scorer and the estimator."""
+
+import dataclasses
+
+import builders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from infopo_jax import estimators, evaluate, score, update as update_lib
+from infopo_jax.lm.config import LMConfig
+from infopo_jax.lm.transformer import Transformer
+
+
+def turns_with(success, valid):
+    turns = builders.random_turns(0, num_turns=[2] * len(success))
+    return dataclasses.replace(turns, success=np.array(success), valid=np.array(valid))
+
+
+def test_eval_metrics_pass_k_is_the_share_of_tasks_on_which_all_succeed():
+    success = [True, True, True, False, False, False, False, False]
+    metrics = evaluate.eval_metrics(turns_with(success, [True] * 8), group_size=2)
+    assert metrics['pass_2'] == 1 / 4 and metrics['success'] == 3 / 8 and metrics['failed'] == 0
+    assert evaluate.eval_metrics(turns_with(success, [True] * 8), group_size=4)['pass_4'] == 0
+
+
+def test_eval_metrics_pass_k_leaves_failed_rollouts_out():
+    """Task 0 succeeds on its one valid rollout, task 1 has none, task 2 fails."""
+    success = [True, False, True, True, False, True]
+    valid = [True, False, False, False, True, True]
+    metrics = evaluate.eval_metrics(turns_with(success, valid), group_size=2)
+    assert metrics['pass_2'] == 1 / 2
+    assert evaluate.eval_metrics(turns_with(success, [False] * 6), group_size=2)['pass_2'] == 0
+
+
+@pytest.mark.parametrize('estimator', ['infopo', 'grpo'])
+def test_look_scores_and_credits_as_training_does(estimator):
+    config = LMConfig(vocab_size=50, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
+    model = Transformer(config, nnx.Rngs(0))
+    turns = dataclasses.replace(
+        builders.random_turns(1, num_turns=(3, 2, 3, 2)), outcome=np.array([0.0, 1.0, 0.5, 0.0], np.float32)
+    )
+    rule = update_lib.UpdateRule(
+        graphdef=nnx.split(model)[0], optimizer=optax.sgd(1.0), estimator=estimators.get(estimator),
+        hyper={'info_weight': 0.5}, needs_gain=estimator == 'infopo', group_size=2, placeholder=(40,), temperature=0.8,
+    )  # fmt: skip
+    look = evaluate.look(rule, model, turns, jax.random.key(0), jnp.int32(0))
+    scores = score.score(model, turns, jnp.array([40]), temperature=0.8)
+    if estimator == 'infopo':
+        np.testing.assert_allclose(look.token_gain, scores.token_gain[:, 0], atol=1e-6)
+        assert look.gain_mask.any() and (look.gain[~look.gain_mask] == 0).all()
+    else:
+        assert look.token_gain is None and not look.gain_mask.any()
+    assert (look.advantage[~turns.action_mask] == 0).all() and (look.advantage[turns.action_mask] != 0).all()
+    assert look.turns is turns
