@@ -24,7 +24,7 @@ def get_config():
     config.model.dim = 64
     config.model.num_layers = 2
     config.model.num_heads = 4
-    config.model.num_kv_heads = 2
+    config.model.num_kv_heads = 4
     config.model.head_dim = 16
     config.model.mlp_dim = 192
     config.model.rope_theta = 300.0  # contexts of 200 tokens
@@ -34,8 +34,8 @@ def get_config():
     config.rollout.max_tokens = 256
 
     config.optim.lr = 1e-3
-    config.warmstart.steps = 800
+    config.warmstart.steps = 400
     config.warmstart.batch = 64
-    config.warmstart.lr = 4e-3
+    config.warmstart.lr = 3e-3
     config.eval.interval = 25
     return config

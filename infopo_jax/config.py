@@ -54,7 +54,7 @@ def base_config() -> config_dict.ConfigDict:
     c.model.dim = 64  # width of the residual stream
     c.model.num_layers = 2  # decoder blocks
     c.model.num_heads = 4  # query heads
-    c.model.num_kv_heads = 2  # key and value heads; divides num_heads
+    c.model.num_kv_heads = 4  # key and value heads; divides num_heads
     c.model.head_dim = 16  # width of a head; even
     c.model.mlp_dim = 192  # hidden width of SwiGLU
     c.model.rope_theta = 10000.0  # base of the rotary frequencies

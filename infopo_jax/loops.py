@@ -19,7 +19,6 @@ from infopo_jax.rollout import hosted, jitted
 
 Progress = Callable[[int, float], None]
 
-TAUGHT_ACTIONS = 4  # long actions that a warm-start example has room for; most are short
 ROLLOUT, UPDATE = 0, 1  # what a step's key is folded with
 
 
@@ -166,7 +165,7 @@ class HostedLoop:
         return warmstart.run_text(
             self.rule.graphdef, params, self.make_env(), self.chat,
             seed=self.seed, steps=steps, batch=batch, lr=lr,
-            max_len=self.engine.limits.max_tokens, max_targets=TAUGHT_ACTIONS * self.engine.limits.max_action_tokens,
+            max_len=self.engine.limits.max_tokens, max_targets=self.engine.limits.max_action_tokens,
             progress=progress,
         )  # fmt: skip
 

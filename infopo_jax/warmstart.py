@@ -33,7 +33,8 @@ def example_loss(model: Any, examples: Example, max_targets: int) -> jax.Array:
     """
     hidden = model.trunk(examples.tokens, attention.trunk_place(examples.token_mask))
     index = jnp.argsort(~examples.target_mask, axis=1, stable=True)[:, :max_targets]
-    mask = jnp.take_along_axis(examples.target_mask, index, axis=1)
+    taught = examples.target_mask if examples.guess_mask is None else examples.target_mask & ~examples.guess_mask
+    mask = jnp.take_along_axis(taught, index, axis=1)
     targets = jnp.take_along_axis(examples.tokens, index, axis=1)
     states = jnp.take_along_axis(hidden, jnp.maximum(index - 1, 0)[..., None], axis=1)
     stats = head.target_stats(states, model.vocab_kernel, targets)
@@ -83,32 +84,16 @@ def array_steps(graphdef: Any, env: ArrayEnv, tx: optax.GradientTransformation, 
     return run
 
 
-def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], list[bool]]:
-    """Lays a text transition out as in a rollout.
-
-    The actions in its history were drawn like the target, so each of them is a transition of its own and is taught too:
-    a row teaches several for the price of one.
-
-    Returns:
-        ids, and beside them whether they are taught.
-    """
+def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], int]:
+    """Returns the ids of one text transition, laid out as in a rollout, and how many of them, at the end, are the target."""
     turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
     first = turns[0] if turns else len(messages)
     ids = chat.prompt(messages[:first])
-    taught = [False] * len(ids)
-
-    def say(text):
-        said = [*chat.encode(text), chat.stop_id]
-        ids.extend(said)
-        taught.extend([True] * len(said))
-
     for start, end in itertools.pairwise([*turns, len(messages)]):
-        say(messages[start]['content'])
-        answer = chat.reply(messages[start + 1 : end])[0]
-        ids.extend(answer)
-        taught.extend([False] * len(answer))
-    say(target)
-    return ids, taught
+        ids += [*chat.encode(messages[start]['content']), chat.stop_id]
+        ids += chat.reply(messages[start + 1 : end])[0]
+    said = [*chat.encode(target), chat.stop_id]
+    return ids + said, len(said)
 
 
 def text_batches(
@@ -135,14 +120,14 @@ def text_batches(
     while True:
         drawn, refused = [], 0
         while len(drawn) < pool * batch:
-            ids, taught = render_example(chat, *env.example(rng))
-            if len(ids) <= max_len and sum(taught) <= max_targets:
-                drawn.append((ids, taught))
+            ids, said = render_example(chat, *env.example(rng))
+            if len(ids) <= max_len and said <= max_targets:
+                drawn.append((ids, said))
             else:
                 refused += 1
             if refused > 1000 and not drawn:
                 raise ValueError(
-                    f"no warm-start example fits: one has {len(ids)} tokens, {sum(taught)} of them the agent's, and "
+                    f"no warm-start example fits: one has {len(ids)} tokens, {said} of them the target's, and "
                     f'{max_len} and {max_targets} are allowed; raise config.rollout.max_tokens or max_action_tokens'
                 )
         drawn.sort(key=lambda item: len(item[0]))
@@ -152,8 +137,9 @@ def text_batches(
             length = min(max_len, -(-max(len(ids) for ids, _ in rows) // multiple) * multiple)
             tokens = np.zeros((batch, length), np.int32)
             real, target = (np.zeros((batch, length), bool) for _ in range(2))
-            for i, (ids, taught) in enumerate(rows):
-                tokens[i, : len(ids)], real[i, : len(ids)], target[i, : len(ids)] = ids, True, taught
+            for i, (ids, said) in enumerate(rows):
+                tokens[i, : len(ids)], real[i, : len(ids)] = ids, True
+                target[i, len(ids) - said : len(ids)] = True
             yield Example(tokens=tokens, token_mask=real, target_mask=target)
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from models import tiny_model
 
 from infopo_jax import estimators, evaluate, score, update as update_lib
-from infopo_jax.lm.config import LMConfig
-from infopo_jax.lm.transformer import Transformer
 
 
 def turns_with(success, valid):
@@ -38,8 +37,7 @@ def test_eval_metrics_pass_k_leaves_failed_rollouts_out():
 
 @pytest.mark.parametrize('estimator', ['infopo', 'grpo'])
 def test_look_scores_and_credits_as_training_does(estimator):
-    config = LMConfig(vocab_size=50, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
-    model = Transformer(config, nnx.Rngs(0))
+    model = tiny_model(50)
     turns = dataclasses.replace(
         builders.random_turns(1, num_turns=(3, 2, 3, 2)), outcome=np.array([0.0, 1.0, 0.5, 0.0], np.float32)
     )

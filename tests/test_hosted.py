@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from invariants import check_turns
+from models import often_stopping, tiny_model
 from talk import Colour, tiny_chat
 
 from infopo_jax import packing, score
-from infopo_jax.lm.config import LMConfig
-from infopo_jax.lm.transformer import Transformer
 from infopo_jax.loops import HostedLoop, Sizes
 from infopo_jax.rollout.dialogue import Limits, UserFailed
 from infopo_jax.rollout.hosted import HostedRollout, Ladder, RolloutsFailed, to_turns
@@ -37,14 +36,8 @@ class Echo(Colour):
 
 @pytest.fixture(scope='module')
 def model():
-    config = LMConfig(
-        vocab_size=CHAT.vocab_size, dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24,
-        tie_embeddings=False,
-    )  # fmt: skip
-    model = Transformer(config, nnx.Rngs(0))
-    scale = jnp.ones((CHAT.vocab_size, 1)).at[CHAT.stop_id].set(2.5)  # the agent stops often, but not always
-    model.head[...] = model.head[...] * 2 * scale
-    return model
+    model = tiny_model(CHAT.vocab_size, num_layers=2, num_heads=2, num_kv_heads=1, tie_embeddings=False, head=2.0)
+    return often_stopping(model, CHAT.stop_id, 4.0)
 
 
 @pytest.fixture(scope='module')

@@ -9,10 +9,9 @@ import pytest
 from chatter import STOP, VOCAB, Chatter
 from flax import nnx
 from invariants import check_turns
+from models import often_stopping, tiny_model
 
 from infopo_jax import packing, score
-from infopo_jax.lm.config import LMConfig
-from infopo_jax.lm.transformer import Transformer
 from infopo_jax.rollout import jitted
 from infopo_jax.types import EndReason, Role
 
@@ -20,20 +19,14 @@ P, G = 6, 3
 ENV, FULL = Chatter(), Chatter(end=0.0, error=0.0, least=4)
 
 
-def make_model(vocab_size, stop=2.0, seed=0):
-    config = LMConfig(
-        vocab_size=vocab_size, dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24,
-        rope_theta=100.0, tie_embeddings=False,
-    )  # fmt: skip
-    model = Transformer(config, nnx.Rngs(seed))
-    scale = jnp.full((vocab_size, 1), 2.0).at[STOP].multiply(stop)  # the agent stops often, but not always
-    model.head[...] = model.head[...] * scale
-    return model
+def make_model(stop=1.5):
+    model = tiny_model(VOCAB, rope_theta=100.0, tie_embeddings=False, head=2.0)
+    return often_stopping(model, STOP, stop)
 
 
 @pytest.fixture(scope='module')
 def model():
-    return make_model(VOCAB)
+    return make_model()
 
 
 @functools.partial(
@@ -141,13 +134,12 @@ def test_rollout_ends_after_bad_actions_in_a_row(model):
 @pytest.mark.parametrize('horizon', [1, 2, 'all'])
 def test_layout_bounds_hold_and_the_branch_bound_is_reached(horizon):
     """An agent that never stops before its cap, full feedback and no early end fill every block."""
-    env, talker, lay = FULL, make_model(VOCAB), jitted.Layout.of(FULL)
-    talker.head[...] = talker.head[...].at[STOP].set(0.0)
+    env, talker, lay = FULL, make_model(stop=-9.0), jitted.Layout.of(FULL)
     num_h = packing.num_horizons(horizon, env.max_turns)
     bound = lay.branches(len(env.placeholder), num_h)
     most = 0
     for seed, stops in ((0, False), (1, False), (2, True)):
-        turns = play(make_model(VOCAB) if stops else talker, env, seed=seed)
+        turns = play(make_model() if stops else talker, env, seed=seed)
         branch, target = packing.bounds(turns, env.placeholder, horizon=horizon, multiple=1)
         assert branch <= bound and target <= lay.targets and turns.tokens.shape[1] == lay.length
         most = max(most, branch)

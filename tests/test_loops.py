@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from chatter import Chatter
 from flax import nnx
+from models import tiny_model
 
 from infopo_jax import config as config_lib, evaluate, loops, train
 from infopo_jax.envs.probe import Probe
@@ -147,11 +148,7 @@ def test_gain_of_an_agent_that_does_not_listen_is_zero(asker):
 
 def test_gain_of_errors_is_masked():
     """Random weights malform almost every action, and every error message that another action follows moves them."""
-    config = LMConfig(
-        vocab_size=len(Probe.vocab), dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
-    )
-    model = Transformer(config, nnx.Rngs(0))
-    model.embed[...] = model.embed[...] * 3
+    model = tiny_model(len(Probe.vocab), head=3.0)
     masked, shown = (look_at('error_surprise', model, **{'info.mask_errors': mask}) for mask in (True, False))
     errors = masked.turns.turn_error
     assert errors.sum() > 10 and not (masked.gain_mask & errors).any() and (masked.gain[errors] == 0).all()

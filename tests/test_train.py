@@ -29,8 +29,8 @@ KINDS = {
     },
     'hosted': TINY | {
         'steps': 14, 'env.name': 'retail', 'env.kind': 'hosted', 'env.level': 1, 'rollout.max_prompt_tokens': 100,
-        'rollout.max_tokens': 144, 'rollout.max_action_tokens': 6, 'rollout.max_feedback_tokens': 12, 'rollout.slots': 3,
-        'eval.interval': 6, 'checkpoint.interval': 2,
+        'rollout.max_tokens': 144, 'rollout.max_action_tokens': 6, 'rollout.max_feedback_tokens': 12,
+        'rollout.slots': 3, 'eval.interval': 6, 'checkpoint.interval': 2,
     },
 }  # fmt: skip
 

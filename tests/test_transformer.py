@@ -5,24 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from models import tiny_model
 
 from infopo_jax.lm import cache as cache_lib
 from infopo_jax.lm.config import LMConfig, RopeScaling
-from infopo_jax.lm.transformer import Transformer
 
 VOCAB, N, L = 30, 3, 11
 
 
-def make(seed=0, **fields):
-    """Returns a tiny model whose biases, norms and embeddings are far from their initial values."""
-    sizes = dict(
-        vocab_size=VOCAB, dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=24, rope_theta=50.0
-    )
-    model = Transformer(LMConfig(**sizes | fields), nnx.Rngs(seed))
-    keys = iter(jax.random.split(jax.random.key(seed + 1), 100))
-    graphdef, params = nnx.split(model)
-    params = jax.tree.map(lambda p: p * 1.5 + 0.1 * jax.random.normal(next(keys), p.shape), params)
-    return nnx.merge(graphdef, params)
+def make(**fields):
+    return tiny_model(VOCAB, **{'num_layers': 2, 'head_dim': 6, 'rope_theta': 50.0, 'head': 2.0} | fields)
 
 
 @pytest.fixture(scope='module', params=['plain', 'qwen3_window'])

@@ -10,10 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from models import tiny_model
 
 from infopo_jax import estimators, score, update as update_lib
-from infopo_jax.lm.config import LMConfig
-from infopo_jax.lm.transformer import Transformer
 from infopo_jax.types import Role
 
 N, G, VOCAB = 8, 4, 50
@@ -33,10 +32,7 @@ TURNS = make_turns()
 
 @pytest.fixture(scope='module')
 def model():
-    config = LMConfig(vocab_size=VOCAB, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16)
-    model = Transformer(config, nnx.Rngs(0))
-    model.embed[...] = model.embed[...] * 3
-    return model
+    return tiny_model(VOCAB, num_heads=2, num_kv_heads=1, mlp_dim=16, head=3.0)
 
 
 @pytest.fixture(scope='module')

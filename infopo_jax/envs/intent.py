@@ -9,6 +9,7 @@ Goals are split by a checksum, the sum of values modulo ``num_values``: some che
 can be chosen to meet a wanted checksum, so goals of either split are drawn uniformly and without rejection.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -229,7 +230,12 @@ class Intent(Worded):
         prompt, none = self._prompt(goal, hidden), jnp.zeros(self.example_len - self.action_len, bool)
         tokens = jnp.concatenate([prompt, history.ravel(), target])
         token_mask = jnp.concatenate([prompt != PAD, (history_mask & past[:, None]).ravel(), target != PAD])
-        return left_align(tokens, token_mask, jnp.concatenate([none, target != PAD]))
+        example = left_align(tokens, token_mask, jnp.concatenate([none, target != PAD]))
+        guessed = jnp.concatenate([jnp.zeros(1, bool), ~known, jnp.zeros(1, bool)]) & (target[0] == BOOK)
+        # Its tokens stand behind all others, so the target starts where they end.
+        start = example.token_mask.sum() - (target != PAD).sum()
+        guess_mask = jax.lax.dynamic_update_slice(jnp.zeros(self.example_len, bool), guessed, (start,))
+        return dataclasses.replace(example, guess_mask=guess_mask & example.target_mask)
 
     def _prompt(self, goal: jax.Array, hidden: jax.Array) -> jax.Array:
         """Returns the prompt [prompt_len] int32: slot names, each with its value or '?'."""

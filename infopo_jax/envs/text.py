@@ -38,8 +38,7 @@ class Teachable(Protocol):
         """Returns words that the tokenizer keeps whole (ids, values)."""
 
     def example(self, rng: random.Random) -> tuple[list[Message], str]:
-        """Draws supervised transitions: a history of messages, then one action's text.
+        """Draws one supervised transition: a history of messages, then one action's text.
 
-        The actions, those in the history too, are all taught: they show syntax and copying of known values, follow no
-        strategy, and no example is a solved episode.
+        The action shows syntax and copying of known values; it follows no strategy, and no example is a solved episode.
         """

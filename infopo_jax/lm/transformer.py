@@ -52,7 +52,11 @@ class Block(nnx.Module):
         self.q = Linear(c.dim, c.num_heads * c.head_dim, c, bias=c.qkv_bias, rngs=rngs)
         self.k = Linear(c.dim, c.num_kv_heads * c.head_dim, c, bias=c.qkv_bias, rngs=rngs)
         self.v = Linear(c.dim, c.num_kv_heads * c.head_dim, c, bias=c.qkv_bias, rngs=rngs)
-        self.o = Linear(c.num_heads * c.head_dim, c.dim, c, scale=depth, rngs=rngs)
+        self.o = Linear(c.num_heads * c.head_dim, c.dim, c, rngs=rngs)
+        # Output after value starts near the identity (mimetic initialisation, Trockman and Kolter, arXiv 2305.09828):
+        # to attend to a token is to copy it, which small models otherwise take very long to find out.
+        values = self.v.kernel[...].T.reshape(c.num_kv_heads, c.head_dim, c.dim)
+        self.o.kernel[...] = jnp.repeat(values, c.num_heads // c.num_kv_heads, axis=0).reshape(-1, c.dim)
         self.q_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
         self.mlp_norm = RMSNorm(c.dim, c)

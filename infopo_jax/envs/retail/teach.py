@@ -32,8 +32,8 @@ KINDS = {  # level -> what an agent may do there: a question, 'tell', or a tool
 }
 _PREFIX = {'cust': 'customer', 'order': 'order', 'item': 'item', 'pay': 'payment', '$': 'refund'}
 _VALUE = re.compile(r'(cust|order|item|pay)_\d+|(\$)\d+|\b(?:' + '|'.join(data.REASONS) + r')\b')
-_HISTORY_ASK_SHARE = 0.8  # of a history's actions: there is to be something to copy
-_TARGET_ASK_SHARE = 0.4
+_HISTORY_ASK_SHARE = 0.9  # of a history's actions: there is to be something to copy
+_TARGET_ASK_SHARE = 0.2
 _HIDE = 0.15  # share of answers that show the placeholder
 _REPEATS = 40  # of the texts that stand in every prompt, in the corpus
 
@@ -88,11 +88,15 @@ def _draw_kind(rng: random.Random, level: int, ask_share: float, asked: Collecti
 
 
 def _draw_target(rng: random.Random, level: int, known: dict[str, list[str]]) -> str:
-    """Draws what a target does: like a history's action, but calls are of tools with something to copy, if any."""
+    """Draws what a target does: a call of a tool all of whose arguments are known, else a question.
+
+    A call with a made-up argument would teach nothing but noise, and noise drowns the little that there is to copy.
+    """
     calls = [kind for kind in KINDS[level] if kind not in ASKS]
-    copying = [kind for kind in calls if any(key in known for key in ARGUMENTS.get(kind, ('refund',)))]
-    kind = _draw_kind(rng, level, _TARGET_ASK_SHARE)
-    return rng.choice(copying or calls) if kind in calls else kind
+    copying = [kind for kind in calls if all(key in known for key in ARGUMENTS.get(kind, ('refund',)))]
+    if copying and rng.random() >= _TARGET_ASK_SHARE:
+        return rng.choice(copying)
+    return _draw_kind(rng, level, 1.0)
 
 
 def example(env: 'Retail', rng: random.Random) -> tuple[list[Message], str]:
