@@ -136,7 +136,8 @@ def main():
                 with RESULTS.open('a') as file:
                     file.write(json.dumps(row) + '\n')
                 print(row, flush=True)
-    print(timing.machine() + '\n\n' + table(read()))
+    rows = read()
+    print(timing.machine() + '\n\n' + (table(rows) if rows else f'no results yet in {RESULTS.name}'))
 
 
 if __name__ == '__main__':

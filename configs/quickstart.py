@@ -26,6 +26,6 @@ def get_config():
     config.loss.kl_coef = 0.01
     config.optim.lr = 1e-3
     config.model.rope_theta = 100.0  # contexts of 60 tokens
-    config.warmstart.steps = 400
+    config.warmstart.steps = 700
     config.warmstart.lr = 3e-3
     return config

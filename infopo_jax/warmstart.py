@@ -85,7 +85,7 @@ def array_steps(graphdef: Any, env: ArrayEnv, tx: optax.GradientTransformation, 
 
 
 def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], int]:
-    """Returns the ids of one text transition, laid out as in a rollout, and how many of them, at the end, are the target."""
+    """Returns the ids of one transition, laid out as in a rollout, and how many of them, at the end, are the target."""
     turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
     first = turns[0] if turns else len(messages)
     ids = chat.prompt(messages[:first])

@@ -1,7 +1,6 @@
 """Tiny random models for tests, whatever way the package initialises its own."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from infopo_jax.lm.config import LMConfig

@@ -14,7 +14,6 @@ import pytest
 
 from infopo_jax import config as config_lib, loops, train
 from infopo_jax.logger import read_jsonl
-from infopo_jax.runtime import CACHE_VARIABLE
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = {
@@ -50,7 +49,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def launch(folder):
     """Returns a function that starts a run in a process of its own; all share one cache of compiled programs."""
-    env = os.environ | {CACHE_VARIABLE: str(folder / 'cache'), 'JAX_PLATFORMS': 'cpu'}
+    env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PLATFORMS': 'cpu'}
+    env |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
 
     def start(kind, workdir):
         path = folder / f'{kind}.py'

@@ -89,20 +89,18 @@ def test_draw_examples_draws_each_by_its_own_key():
     assert len(np.unique(examples.tokens, axis=0)) > 4
 
 
-def test_render_example_is_laid_out_as_a_rollout_and_teaches_actions_alone():
+def test_render_example_is_laid_out_as_a_rollout_and_ends_with_its_target():
     messages = [
         {'role': 'user', 'content': 'which colour'},
         {'role': 'assistant', 'content': 'ask'},
         {'role': 'tool', 'content': 'it is red'},
         {'role': 'user', 'content': 'nothing'},
     ]
-    ids, taught = warmstart.render_example(CHAT, messages, 'take red')
-    whole = [*messages, {'role': 'assistant', 'content': 'take red'}]
-    text = CHAT.tokenizer.apply_chat_template(whole, tokenize=False)
-    assert ids == CHAT.encode(text) and len(taught) == len(ids)
-    runs = [list(run) for taught_, run in itertools.groupby(range(len(ids)), taught.__getitem__) if taught_]
-    said = [CHAT.decode([ids[i] for i in run]) for run in runs]
-    assert said[-1] == 'take red<|im_end|>' and set(said) <= {'ask<|im_end|>', 'take red<|im_end|>'}
+    for size in (1, 4):
+        ids, num_said = warmstart.render_example(CHAT, messages[:size], 'take red')
+        whole = [*messages[:size], {'role': 'assistant', 'content': 'take red'}]
+        assert ids == CHAT.encode(CHAT.tokenizer.apply_chat_template(whole, tokenize=False))
+        assert CHAT.decode(ids[-num_said:]) == 'take red<|im_end|>'
 
 
 def batches(count, **changes):

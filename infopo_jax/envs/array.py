@@ -19,7 +19,7 @@ class Example:
     tokens: jax.Array  # [M] int32, left-aligned
     token_mask: jax.Array  # [M] bool, True at real tokens
     target_mask: jax.Array  # [M] bool, True at the tokens of the one supervised action
-    guess_mask: jax.Array | None = None  # [M] bool, True at target tokens that are mere guesses: no loss, it would be noise
+    guess_mask: jax.Array | None = None  # [M] bool, True at target tokens that are guesses; they get no loss
 
 
 class ArrayEnv(Protocol):
