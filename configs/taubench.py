@@ -33,6 +33,7 @@ def get_config():
     config.rollout.max_feedback_tokens = 40
     config.rollout.max_tokens = 256
 
+    config.info.weight = 0.1  # the paper's for tau2: larger ones are paid for talk that informs but does not serve
     config.optim.lr = 1e-3
     config.warmstart.steps = 400
     config.warmstart.batch = 64

@@ -70,6 +70,11 @@ def test_dialogue_lays_out_roles_and_turns():
     assert {x for x, r in zip(d.logps, d.roles, strict=True) if r != Role.ACTION} == {0.0}
 
 
+def test_success_is_the_environments_own_test():
+    d = say(begin(), 'take blue')
+    assert (d.end_reason, d.outcome, d.success, d.valid) == (EndReason.DONE, 0.0, False, True)
+
+
 @pytest.mark.parametrize('chunk', [1, 2, 50])
 def test_dialogue_feeds_its_very_ids_once_and_in_order(chunk):
     """Sampled tokens are fed as they come, save the one that ends an action: it goes in front of the feedback."""

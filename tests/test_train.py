@@ -24,12 +24,12 @@ TINY = {
 KINDS = {
     'jitted': TINY | {
         'steps': 40, 'env.num_slots': 2, 'env.num_values': 3, 'env.num_hidden': 1, 'env.turn_limit': 3,
-        'eval.interval': 16, 'checkpoint.interval': 3,
+        'eval.interval': 16, 'checkpoint.interval': 5,
     },
     'hosted': TINY | {
         'steps': 14, 'env.name': 'retail', 'env.kind': 'hosted', 'env.level': 1, 'rollout.max_prompt_tokens': 100,
         'rollout.max_tokens': 144, 'rollout.max_action_tokens': 6, 'rollout.max_feedback_tokens': 12,
-        'rollout.slots': 3, 'eval.interval': 6, 'checkpoint.interval': 2,
+        'rollout.slots': 3, 'eval.interval': 6, 'checkpoint.interval': 2, 'log.tensorboard': False,
     },
 }  # fmt: skip
 
@@ -120,7 +120,8 @@ def test_main_leaves_metrics_rollouts_checkpoints_and_a_report(whole):
 
     samples = rows_of(workdir, 'rollouts.jsonl')
     assert {row['step'] for row in samples} == {row['step'] for row in evals} and samples[0]['turns'][0]['tokens']
-    assert (workdir / 'report.html').stat().st_size > 10_000 and list((workdir / 'tensorboard').iterdir())
+    assert (workdir / 'report.html').stat().st_size > 10_000
+    assert (workdir / 'tensorboard').exists() == (kind == 'jitted')
     assert config_lib.from_dict(json.loads((workdir / 'config.json').read_text())) == config_of(kind)
     assert str(steps) in os.listdir(workdir / 'checkpoints')
     assert 'parameters' in out and f'{steps}/{steps}' in out and 'warm start' in out and 'Traceback' not in out
