@@ -16,7 +16,7 @@ def get_config():
 
     config.env.name = 'retail'
     config.env.kind = 'hosted'
-    config.env.level = 2
+    config.env.level = 1
 
     config.batch.prompts = 16
     config.batch.group_size = 8
@@ -27,11 +27,11 @@ def get_config():
     config.model.num_kv_heads = 4
     config.model.head_dim = 16
     config.model.mlp_dim = 192
-    config.model.rope_theta = 300.0  # contexts of 200 tokens
+    config.model.rope_theta = 300.0  # contexts of 150 tokens
     config.rollout.max_prompt_tokens = 64
     config.rollout.max_action_tokens = 16
     config.rollout.max_feedback_tokens = 40
-    config.rollout.max_tokens = 256
+    config.rollout.max_tokens = 192
 
     config.info.weight = 0.1  # the paper's for tau2: larger ones are paid for talk that informs but does not serve
     config.optim.lr = 1e-3

@@ -10,6 +10,7 @@ nothing.
 import collections
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from infopo_jax.lm.chat import Chat
 from infopo_jax.rollout.dialogue import Dialogue, Limits
 from infopo_jax.types import Role, Turns
 
+ROOM = 0.6  # share of the most branch and target tokens that fit a rung below the last
 EXTEND_SHARE = 0.5  # of the busy slots must wait for the device before feedback is fed while others could decode
 
 
@@ -256,14 +258,21 @@ class Ladder:
 
     @classmethod
     def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_rungs: int = 4) -> 'Ladder':
-        """Returns equally spaced rungs; the last holds anything that the limits allow."""
+        """Returns rungs of equally spaced L; the last holds anything that the limits allow.
+
+        Branches and targets of real dialogues take up well under half of what L would allow; lower rungs have room for
+        ROOM of it, and a batch that needs more takes the next rung.
+        """
         most = limits.max_tokens
         targets = min(most, limits.max_turns * limits.max_action_tokens)
         h = packing.num_horizons(horizon, limits.max_turns)
         branches = most * h + limits.max_turns * (num_placeholder + 1)
         sizes = []
         for i in range(1, num_rungs + 1):
-            sizes.append(tuple(min(x, -(-x * i // (num_rungs * 16)) * 16) for x in (most, branches, targets)))
+            room = 1.0 if i == num_rungs else ROOM
+            wanted = (most * i, room * branches * i, room * targets * i)
+            bounds = zip(wanted, (most, branches, targets), strict=True)
+            sizes.append(tuple(min(x, math.ceil(want / (num_rungs * 16)) * 16) for want, x in bounds))
         return cls(tuple(dict.fromkeys(sizes)))
 
     def fit(self, turns: Turns, placeholder: Sequence[int], horizon: int | str) -> tuple[tuple[int, int], Turns]:
