@@ -1,8 +1,8 @@
 """Retail: customer support in the spirit of tau-bench; the agent asks, looks things up by tools, then acts.
 
 Run:       python launch/train.py --config=configs/taubench.py
-Setting:   text environment with a scripted user, 128 rollouts a step, a small model from scratch.
-Expected:  held-out success rises well above its value after the warm start.
+Setting:   text environment with a scripted user, level 1, 128 rollouts a step, a small model from random weights.
+Expected:  held-out success from about 0.04 after the warm start to 0.6 by step 100; see BENCHMARKS.md.
 The comparison: --config.advantage.estimator=grpo.
 """
 

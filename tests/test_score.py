@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from models import tiny_model
 
 from infopo_jax import packing, score
-from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.transformer import Transformer
 from infopo_jax.types import Role
 
@@ -17,12 +17,7 @@ VOCAB = 50
 
 @pytest.fixture(scope='module')
 def model():
-    config = LMConfig(
-        vocab_size=VOCAB, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48, qkv_bias=True
-    )
-    model = Transformer(config, nnx.Rngs(0))
-    model.embed[...] = model.embed[...] * 2  # distributions far from uniform
-    return model
+    return tiny_model(VOCAB, dim=32, num_layers=2, head_dim=8, mlp_dim=48, qkv_bias=True)
 
 
 def masked_row(row, t, placeholder):
