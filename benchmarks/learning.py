@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infopo_jax import config as config_lib, loops, train, update as update_lib
+from infopo_jax import build, config as config_lib, loops, state as state_lib
 
 METHODS = {  # name -> (estimator, baseline)
     'grpo': ('grpo', 'turn'),
@@ -52,9 +52,9 @@ def task(method: str, seed: int, steps: int):
 def run(loop, config, params, model_config) -> dict:
     """Trains one method from warm-started weights; returns its row."""
     key = loops.seed_keys(config.seed, 1)
-    state = train.init_state(loop, model_config, key)
+    state = build.make_state(loop, model_config, key)
     params = jax.tree.map(jnp.copy, params)
-    state = update_lib.init_state(loop.rule, params, state.key)
+    state = state_lib.fresh_state(loop.rule.optimizer, params, state.key, keep_reference=bool(loop.rule.kl_coef))
     start, success, tied, half = time.perf_counter(), [], [], None
     for step in range(1, config.steps + 1):
         state, metrics, _ = loop.step(state)
@@ -62,7 +62,7 @@ def run(loop, config, params, model_config) -> dict:
         tied.append(float(metrics['tied_groups']))
         if half is None and np.mean(success[-5:]) >= 0.5:
             half = step
-    held_out, _ = loop.evaluate(state.params, jax.random.fold_in(key, train.EVAL), state.step)
+    held_out, _ = loop.evaluate(state.params, jax.random.fold_in(key, build.EVAL), state.step)
     return {
         'held_out': float(held_out['success']),
         'updates_to_half': half,
@@ -112,7 +112,7 @@ def main():
     done = {(row['method'], row['seed']) for row in read()}
     if not args.table:
         print(timing.machine())
-        built = {method: train.build_loop(task(method, seeds[0], args.steps)) for method in METHODS}
+        built = {method: build.make_loop(task(method, seeds[0], args.steps)) for method in METHODS}
         for seed in seeds:
             missing = [method for method in METHODS if (method, seed) not in done]
             if not missing:
@@ -120,7 +120,7 @@ def main():
             config = task(missing[0], seed, args.steps)
             loop, model_config = built[missing[0]]
             warm, key = config.warmstart, loops.seed_keys(seed, 1)
-            params = train.init_state(loop, model_config, key).params
+            params = build.make_state(loop, model_config, key).params
             params = loop.warm_start(
                 params, key, steps=warm.steps, batch=warm.batch, lr=warm.lr,
                 progress=lambda done, loss, seed=seed: print(f'seed {seed} warm start {done} {loss:.3f}', flush=True),

@@ -17,18 +17,18 @@ import timing  # first: puts the package on the path
 import jax
 import jax.numpy as jnp
 
-from infopo_jax import loops, train
+from infopo_jax import build, loops
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
 
-def build(name: str, estimator: str, warm_steps: int):
+def prepare(name: str, estimator: str, warm_steps: int):
     """Returns a loop and a warm-started state."""
     config = runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config']()
     config.advantage.estimator = estimator
-    loop, model_config = train.build_loop(config)
+    loop, model_config = build.make_loop(config)
     key = loops.seed_keys(config.seed, 1)
-    state = train.init_state(loop, model_config, key)
+    state = build.make_state(loop, model_config, key)
     params = loop.warm_start(
         state.params,
         key,
@@ -52,8 +52,8 @@ def main():
     print(timing.machine() + '\n')
     rows = []
     for name in args.configs.split(','):
-        loop, params, state = build(name, 'infopo', args.warm_steps)
-        other, _, other_state = build(name, 'grpo', 1)
+        loop, params, state = prepare(name, 'infopo', args.warm_steps)
+        other, _, other_state = prepare(name, 'grpo', 1)
 
         def step(loop, state, params=params):
             copied = jax.tree.map(jnp.copy, (state.opt_state, params, params, state.key, state.step, state.bad_updates))

@@ -16,6 +16,7 @@ from flax import nnx
 
 from infopo_jax import evaluate as evaluate_lib, update as update_lib, warmstart
 from infopo_jax.rollout import hosted, jitted
+from infopo_jax.state import TrainState
 
 Progress = Callable[[int, float], None]
 
@@ -77,7 +78,7 @@ class JittedLoop:
             progress(start + size, float(losses.mean()))
         return params
 
-    def one_step(self, state: update_lib.TrainState):
+    def one_step(self, state: TrainState):
         """One whole training step of one seed; traceable."""
         key = jax.random.fold_in(state.key, state.step)
         turns = jitted.rollout(
@@ -91,7 +92,7 @@ class JittedLoop:
         )
         return update_lib.update(self.rule, state, turns, jax.random.fold_in(key, UPDATE))
 
-    def step(self, state: update_lib.TrainState):
+    def step(self, state: TrainState):
         """Returns the state after one step, metrics and {'seconds': ...}; the state is donated."""
         start = time.perf_counter()
         state, metrics = self._step(state)
@@ -169,7 +170,7 @@ class HostedLoop:
             progress=progress,
         )  # fmt: skip
 
-    def step(self, state: update_lib.TrainState):
+    def step(self, state: TrainState):
         """Returns the state after one step, metrics and the clock; the state is donated."""
         start = time.perf_counter()
         step = int(state.step)

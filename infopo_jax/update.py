@@ -15,19 +15,8 @@ import optax
 from flax import nnx
 
 from infopo_jax import info_gain, losses, metrics as metrics_lib, score
+from infopo_jax.state import TrainState
 from infopo_jax.types import Credit, Signals, Turns, pytree_dataclass
-
-
-@pytree_dataclass
-class TrainState:
-    """Everything that a resumed run needs, as one pytree."""
-
-    params: Any  # nnx.State of the policy
-    reference: Any  # nnx.State of the policy after the warm start; None when the KL coefficient is 0
-    opt_state: Any
-    key: jax.Array  # typed key of the run; a step folds in its number
-    step: jax.Array  # [] int32, steps done
-    bad_updates: jax.Array  # [] int32, refused updates in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +63,9 @@ class Batch:
 
     turns: Turns
     advantage: jax.Array | None = None  # [N, L]; None: comes from the update's own forward pass
+    loss_mask: jax.Array | None = None  # [N, L] bool, the estimator's; None as above
     old_logp: jax.Array | None = None  # [N, L]; None: the policy's own
     weight: jax.Array | None = None  # [N, L] importance weights
-
-
-def init_state(rule: UpdateRule, params: Any, key: jax.Array) -> TrainState:
-    """Returns the state before the first step; the reference is the policy as it is now."""
-    return TrainState(
-        params=params,
-        reference=jax.tree.map(jnp.copy, params) if rule.kl_coef else None,
-        opt_state=rule.optimizer.init(params),
-        key=key,
-        step=jnp.int32(0),
-        bad_updates=jnp.int32(0),
-    )
 
 
 def update(
@@ -188,7 +166,7 @@ def _score_batch(rule, model, turns, key, step):
     weight = None
     if rule.importance_cap:
         weight = losses.importance_weight(scores.logp, turns.sampled_logp, out.loss_mask, cap=rule.importance_cap)
-    return Batch(turns, advantage=out.advantage, old_logp=scores.logp, weight=weight), metrics
+    return Batch(turns, advantage=out.advantage, loss_mask=out.loss_mask, old_logp=scores.logp, weight=weight), metrics
 
 
 def _passes(rule, state, batch, key):
@@ -213,9 +191,8 @@ def _split_rows(tree, num_parts):
 
 def _apply(rule, state, batch, key):
     """Takes one optimizer step on a (mini)batch, in microbatches, unless something is not finite."""
-    mask = batch.turns.action_mask & batch.turns.valid[:, None]
-    weight = losses.token_weight(batch.turns.turn, mask, unit=rule.unit, num_turns=batch.turns.turn_reward.shape[1])
-    denominator = jnp.maximum(jnp.sum(weight), 1.0)
+    # Microbatches divide by the whole minibatch's weight, so that their sum is the large batch's loss.
+    denominator = None if batch.loss_mask is None else _denominator(_unit_weight(rule, batch.turns, batch.loss_mask))
     grad_fn = jax.grad(functools.partial(_loss, rule), has_aux=True)
 
     def part(micro):
@@ -237,8 +214,17 @@ def _apply(rule, state, batch, key):
     return _guarded_step(rule, state, grads, metrics)
 
 
+def _unit_weight(rule, turns, mask):
+    """Returns [N, L] what a token weighs in the loss."""
+    return losses.token_weight(turns.turn, mask, unit=rule.unit, num_turns=turns.turn_reward.shape[1])
+
+
+def _denominator(unit):
+    return jnp.maximum(jnp.sum(unit), 1.0)
+
+
 def _guarded_step(rule, state, grads, metrics):
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
     updates, opt_state = rule.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -260,15 +246,17 @@ def _loss(rule, params, reference, batch, denominator, key, step):
     turns = batch.turns
     fused = batch.advantage is None
     scores = score_turns(rule, model, turns, paired=fused and rule.needs_gain, reference=ref_model)
-    mask = turns.action_mask & turns.valid[:, None]
-    metrics, advantage, old_logp, importance = {}, batch.advantage, batch.old_logp, batch.weight
+    metrics, advantage, mask, old_logp, importance = (
+        {}, batch.advantage, batch.loss_mask, batch.old_logp, batch.weight
+    )  # fmt: skip
     if fused:
         out, _, _, metrics = credit(rule, scores, turns, key, step)
-        advantage, old_logp = out.advantage, jax.lax.stop_gradient(scores.logp)
+        advantage, mask, old_logp = out.advantage, out.loss_mask, jax.lax.stop_gradient(scores.logp)
         metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(old_logp, turns.sampled_logp, mask)}
         if rule.importance_cap:
             importance = losses.importance_weight(old_logp, turns.sampled_logp, mask, cap=rule.importance_cap)
-    unit = losses.token_weight(turns.turn, mask, unit=rule.unit, num_turns=turns.turn_reward.shape[1])
+    unit = _unit_weight(rule, turns, mask)
+    denominator = _denominator(unit) if fused else denominator
     policy_loss, clip = losses.clipped_policy_loss(
         scores.logp, old_logp, advantage, mask,
         clip_low=rule.clip_low, clip_high=rule.clip_high, dual_clip=rule.dual_clip,
@@ -292,4 +280,4 @@ def _loss(rule, params, reference, batch, denominator, key, step):
     return loss, jax.lax.stop_gradient(metrics)
 
 
-__all__ = ['Batch', 'Credit', 'TrainState', 'UpdateRule', 'credit', 'init_state', 'score_turns', 'update']
+__all__ = ['Batch', 'Credit', 'UpdateRule', 'credit', 'score_turns', 'update']

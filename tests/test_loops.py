@@ -11,7 +11,7 @@ from chatter import Chatter
 from flax import nnx
 from models import tiny_model
 
-from infopo_jax import config as config_lib, evaluate, loops, train
+from infopo_jax import build, config as config_lib, evaluate, loops
 from infopo_jax.envs.probe import Probe
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.transformer import Transformer
@@ -30,15 +30,15 @@ def tiny_config(**overrides):
 
 def start(env, config):
     """Returns the loop of a config, on an environment of the tests, and a fresh state."""
-    model_config = train.build_model_config(config, vocab_size=len(env.vocab))
-    graphdef = train.graph_of(model_config)
-    rule = train.build_rule(config, graphdef, placeholder=env.placeholder, outcome_range=env.outcome_range)
+    model_config = build.make_model_config(config, vocab_size=len(env.vocab))
+    graphdef = build.graph_of(model_config)
+    rule = build.make_rule(config, graphdef, placeholder=env.placeholder, outcome_range=env.outcome_range)
     sizes = loops.Sizes(
         num_prompts=config.batch.prompts, group_size=config.batch.group_size, eval_groups=3, look_groups=1,
         temperature=1.0, eval_temperature=1.0, max_bad_actions=3,
     )  # fmt: skip
     loop = loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds)
-    return loop, train.init_state(loop, model_config, loops.seed_keys(config.seed, config.num_seeds))
+    return loop, build.make_state(loop, model_config, loops.seed_keys(config.seed, config.num_seeds))
 
 
 ENV = Chatter()

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from models import tiny_model
 
-from infopo_jax import estimators, score, update as update_lib
+from infopo_jax import estimators, score, state as state_lib, update as update_lib
 from infopo_jax.types import Role
 
 N, G, VOCAB = 8, 4, 50
@@ -48,7 +48,8 @@ def grpo(rule, **fields):
 
 
 def begin(rule, model):
-    return update_lib.init_state(rule, nnx.split(model)[1], jax.random.key(0))
+    params = nnx.split(model)[1]
+    return state_lib.fresh_state(rule.optimizer, params, jax.random.key(0), keep_reference=bool(rule.kl_coef))
 
 
 _compiled = {}
@@ -201,6 +202,21 @@ def test_update_does_not_see_invalid_rows(rule, model):
     assert (moved(none, model) == 0).all() and metrics['loss'] == 0 and metrics['failed'] == 1
 
 
+@pytest.mark.parametrize('fields', [{}, {'microbatches': 2}, {'epochs': 2, 'minibatches': 2, 'unit': 'turn'}])
+def test_update_trains_only_where_the_estimator_says(rule, model, fields):
+    """An estimator that drops a group (RAGEN filters by reward spread) leaves what dropping its rollouts leaves."""
+
+    def first_group_only(signals, **kwargs):
+        credit = estimators.get('grpo')(signals, **kwargs)
+        return dataclasses.replace(credit, loss_mask=credit.loss_mask & (jnp.arange(N) < G)[:, None])
+
+    kept = grpo(rule, kl_coef=0.1, entropy_coef=0.01, **fields)
+    other, _ = run(kept, model, make_turns(valid=np.arange(N) < G))
+    state, _ = run(dataclasses.replace(kept, estimator=first_group_only), model)
+    assert_equal(state.params, other.params)
+    assert np.abs(moved(state, model) - moved(run(kept, model)[0], model)).max() > 1e-3
+
+
 def test_update_of_grpo_never_runs_the_counterfactual(rule, model, monkeypatch):
     placeholders, scorer = [], score.score
     monkeypatch.setattr(score, 'score', lambda m, t, p, **kw: placeholders.append(p) or scorer(m, t, p, **kw))
@@ -211,7 +227,7 @@ def test_update_of_grpo_never_runs_the_counterfactual(rule, model, monkeypatch):
     assert np.abs(moved(state, model)).max() > 0
 
 
-def test_init_state_keeps_a_reference_only_where_kl_is_used(rule, model):
+def test_fresh_state_keeps_a_reference_only_where_kl_is_used(rule, model):
     assert begin(rule, model).reference is None
     state = begin(dataclasses.replace(rule, kl_coef=0.1), model)
     jax.tree.map(np.testing.assert_array_equal, state.reference, state.params)
