@@ -3,8 +3,10 @@
 import dataclasses
 
 import pytest
+from chat_templates import tokenizer_of
 from talk import LONG, Colour, tiny_chat
 
+from infopo_jax.lm.chat import Chat
 from infopo_jax.rollout.dialogue import CUT, TOO_LONG, Dialogue, Limits, UserFailed
 from infopo_jax.types import EndReason, Role
 
@@ -14,8 +16,8 @@ LIMITS = Limits(
 )
 
 
-def begin(task='red', *, env=None, **limits):
-    dialogue = Dialogue(CHAT, dataclasses.replace(LIMITS, **limits), task, group=0, member=0, seed=0)
+def begin(task='red', *, env=None, chat=CHAT, **limits):
+    dialogue = Dialogue(chat, dataclasses.replace(LIMITS, **limits), task, group=0, member=0, seed=0)
     dialogue.start(env or Colour())
     return dialogue
 
@@ -188,3 +190,82 @@ def test_a_failing_environment_makes_the_row_invalid(error, end):
         assert d.ids and not d.pending
     assert (at_step.num_turns, at_step.rewards) == (2, [0.5, 0.0])
     assert (at_reset.num_turns, at_reset.rewards) == (0, [])
+
+
+class Listener(Colour):
+    """Remembers what it heard; a tool answers with JSON, or the user where the agent thanks him."""
+
+    def __init__(self, answer='{"colour": "red"}', times=1):
+        super().__init__()
+        self.heard, self.answer, self.times = [], answer, times
+
+    def reset(self, *, seed=0, options=None):
+        return 'which colour', {}
+
+    def step(self, text):
+        self.heard.append(text)
+        role = 'user' if 'thanks' in text else 'tool'
+        return [{'role': role, 'content': self.answer}] * self.times, 0.0, False, False, {'is_error': False}
+
+
+ROOMY = {'max_action_tokens': 200, 'max_tokens': 2000, 'max_prompt_tokens': 200, 'max_turns': 9}
+
+
+def utter(dialogue, chat, text, stop):
+    dialogue.hear([*chat.encode_action(text), stop], [-0.1] * (len(chat.encode_action(text)) + 1))
+    assert dialogue.spoken
+    dialogue.step()
+
+
+def test_an_environment_hears_calls_in_one_layout_whatever_the_model_writes():
+    chat, env = Chat(tokenizer_of('llama3')), Listener()
+    d = begin(chat=chat, env=env, **ROOMY)
+    for text, stop in zip(['{"name": "f", "parameters": {}}', 'red'], chat.stop_ids, strict=False):
+        feed(d)
+        utter(d, chat, text, stop)  # any stop token ends an action, and stays what it is
+        assert stop in d.ids and not d.ended
+    assert env.heard == ['<tool_call>{"name": "f", "arguments": {}}</tool_call>', 'red']
+
+
+def test_feedback_is_cut_by_the_tokens_that_are_fed():
+    """Llama's template writes a tool's answer as a JSON string, which is longer than the answer."""
+    chat, answer = Chat(tokenizer_of('llama3')), '"' * 30
+    whole = 2 * len(chat.content({'role': 'tool', 'content': answer}))
+    for most in (4, 20, whole // 2 + 5, whole - 5, whole):
+        d = begin(chat=chat, env=Listener(answer, times=2), **ROOMY, max_feedback_tokens=most)
+        feed(d)
+        utter(d, chat, 'red', chat.stop_id)
+        feedback = [x for x, role in zip(d.ids, d.roles, strict=True) if role == Role.FEEDBACK]
+        assert len(feedback) <= most
+        assert (chat.decode(feedback) == '\\"' * 60) == (whole <= most)
+
+
+def test_a_row_without_old_thoughts_is_rendered_anew_and_fed_again_from_where_it_changed():
+    chat = Chat(tokenizer_of('qwen3'), keep_thinking=False)
+    d, cache = begin(chat=chat, env=Listener(), **ROOMY), {}
+    for text in ('<think>\nhm\n</think>\n\nred', '<think>\nso\n</think>\n\nthanks', 'red', 'thanks'):
+        while d.pending:
+            start = d.fed
+            cache |= enumerate(d.take(7), start)
+        assert [cache[i] for i in range(d.fed)] == d.ids  # what stands further on is of later positions: not seen
+        start = d.fed
+        utter(d, chat, text, chat.stop_id)
+        cache |= enumerate(chat.encode_action(text), start)
+        assert d.pending and [cache[i] for i in range(d.fed)] == d.ids[: d.fed]
+        shown = chat.decode(d.ids)
+        assert ('hm' in shown) == (text.endswith('red') and d.num_turns == 1)  # until the user spoke
+    assert shown.count('<think>') == 0 and not any(d.logps)
+    messages = [{'role': 'user', 'content': 'which colour'}]
+    for text, role in [('red', 'tool'), ('thanks', 'user'), ('red', 'tool'), ('thanks', 'user')]:
+        messages += [{'role': 'assistant', 'content': text}, {'role': role, 'content': '{"colour": "red"}'}]
+    assert shown == chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert len(d.ids) == len(d.roles) == len(d.turns) == len(d.logps)
+
+
+def test_a_row_without_old_thoughts_that_grows_too_long_ends():
+    chat = Chat(tokenizer_of('qwen3'), keep_thinking=False)
+    size = len(begin(chat=chat, env=Listener(), **ROOMY).ids)
+    d = begin(chat=chat, env=Listener(), **ROOMY | {'max_tokens': size + 12, 'max_prompt_tokens': size + 1})
+    feed(d)
+    utter(d, chat, 'red', chat.stop_id)
+    assert d.end_reason == EndReason.TOKEN_LIMIT and d.roles[-1] == Role.ACTION

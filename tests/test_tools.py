@@ -1,11 +1,13 @@
 """Tests of parsing an agent's text."""
 
 import json
+import sys
 
 import pytest
 from hypothesis import given, strategies as st
 
-from infopo_jax.envs.tools import Action, check, parse, quote, render
+from infopo_jax.envs.schema import problem
+from infopo_jax.envs.tools import FORMATS, Action, canonical, check, parse, quote, render
 
 SCHEMAS = [
     {
@@ -117,8 +119,191 @@ def test_quote_is_short_ascii_without_markup():
     assert len(quote('\ud800' * 1000)) <= 32 and quote('é\ud800').isascii()
 
 
+PING = Action(name='ping')
+LAYOUTS = {
+    'hermes': '<tool_call>{"name": "get_order", "arguments": {"order": "order_3"}}</tool_call>',
+    'llama3': '{"name": "get_order", "parameters": {"order": "order_3"}}',
+    'mistral': '[TOOL_CALLS] [{"name": "get_order", "arguments": {"order": "order_3"}, "id": "abcdefghi"}]',
+}
+
+
+@pytest.mark.parametrize('format', LAYOUTS)
+def test_parse_reads_a_call_in_each_layout(format):
+    expected = Action(name='get_order', arguments={'order': 'order_3'})
+    assert parse(LAYOUTS[format], SCHEMAS, format) == expected
+    assert parse(canonical(LAYOUTS[format], format), SCHEMAS) == expected  # as an environment hears it
+    thinking = f'<think>not {{"name": 1}} yet</think>\n\n{LAYOUTS[format]}'
+    assert parse(thinking, SCHEMAS, format).thought == 'not {"name": 1} yet'
+    assert parse(thinking, SCHEMAS, format).name == 'get_order'
+
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_parse_returns_plain_text_in_each_layout(format):
+    assert parse(' Which order?\n', SCHEMAS, format) == Action(text='Which order?')
+    assert parse('<think>hm</think>Hi {x}', SCHEMAS, format) == Action(text='Hi {x}', thought='hm')
+
+
+def test_parse_finds_no_call_in_an_agent_that_only_talks():
+    for text in LAYOUTS.values():
+        assert parse(text, SCHEMAS, 'text') == Action(text=text)
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('<|python_tag|>{"name": "ping", "parameters": {}}', PING),
+        ('One moment.<|python_tag|>{"name": "ping", "parameters": {}}', Action(text='One moment.', name='ping')),
+        (' {"name": "ping", "parameters": {}};\n', PING),
+        ('{"type": "function", "name": "ping", "arguments": {}}', PING),
+        ('<tool_call>{"name": "ping", "arguments": {}}</tool_call>', PING),
+        ('{"name": "get_order", "parameters": {"order": "</tool_call>"}}',
+         Action(name='get_order', arguments={'order': '</tool_call>'})),
+    ],
+)  # fmt: skip
+def test_parse_reads_llama_calls(text, expected):
+    assert parse(text, SCHEMAS, 'llama3') == expected
+
+
+@pytest.mark.parametrize(
+    ('format', 'text', 'error'),
+    [
+        ('llama3', '{"name": "ping", "parameters": {}', 'not valid JSON'),
+        ('llama3', '{"name": "ping", "parameters": {}}}', 'not valid JSON'),
+        ('llama3', '{"name": "ping", "parameters": {}} There!', 'not valid JSON'),
+        ('llama3', '<|python_tag|>', 'not valid JSON'),
+        ('llama3', '<|python_tag|>print("</tool_call>")', 'not valid JSON'),
+        ('llama3', '{"a": ' * 100_000, 'not valid JSON'),
+        ('llama3', '{"name": "ping", "parameters": {}}; {"name": "ping", "parameters": {}}', 'more than one call'),
+        ('llama3', '{"name": "ping", "parameters": {}}<|python_tag|>{"name": "ping"}', 'more than one call'),
+        ('llama3', '{"parameters": {}}', 'needs a "name"'),
+        ('llama3', '{"name": "ping", "parameters": "{}"}', 'needs "arguments"'),
+        ('llama3', '{"name": "pong", "parameters": {}}', 'no tool "pong"; did you mean "ping"?'),
+        ('llama3', '{"name": "get_order", "parameters": {"order": 3}}', 'must be of type string'),
+        ('llama3', '<think>and then {"name": "ping", "parameters": {}}', 'a thought must stand between'),
+        ('mistral', '[TOOL_CALLS] [{"name": "ping", "arguments": {}}', 'not valid JSON'),
+        ('mistral', '[TOOL_CALLS] [{"name": "ping", "arguments": {}}, {"name": "ping"}]', 'more than one call'),
+        ('mistral', '[TOOL_CALLS] []', 'not valid JSON'),
+        ('mistral', '[TOOL_CALLS] [3]', 'needs a "name"'),
+    ],
+)
+def test_parse_says_what_is_wrong_in_each_layout(format, text, error):
+    action = parse(text, SCHEMAS, format)
+    assert error in action.error and action.name is None and action.arguments == {}
+    assert parse(canonical(text, format), SCHEMAS).error == action.error
+
+
+def test_parse_never_raises_however_deep_a_call_is_nested():
+    for depth in range(1, sys.getrecursionlimit() + 10):  # at some of them it can be read, but not written
+        text = '{"name": "ping", "parameters": {"x": ' + '[' * depth + ']' * depth + '}}'
+        for format in ('llama3', 'mistral', 'hermes'):
+            assert parse('[TOOL_CALLS]' * (format == 'mistral') + text, SCHEMAS, format).name is None
+
+
+def test_parse_refuses_an_unknown_format():
+    with pytest.raises(ValueError, match=r"format must be one of hermes, llama3, mistral, text, got 'json'"):
+        parse('hello', SCHEMAS, 'json')
+
+
+ADDRESS = {  # as pydantic writes the schema of a nested model
+    '$defs': {
+        'Address': {
+            'type': 'object',
+            'properties': {'city': {'type': 'string'}, 'zip': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}},
+            'required': ['city'],
+            'additionalProperties': False,
+        },
+        'Tree': {'type': 'object', 'properties': {'left': {'$ref': '#/$defs/Tree'}, 'size': {'type': 'integer'}}},
+        'Loop': {'$ref': '#/$defs/Loop'},
+    },
+    'type': 'object',
+    'properties': {
+        'to': {'$ref': '#/$defs/Address'},
+        'stops': {'type': 'array', 'items': {'$ref': '#/$defs/Address'}},
+        'pay': {'anyOf': [{'type': 'object', 'properties': {'card': {'type': 'string'}}, 'required': ['card']},
+                          {'type': 'string', 'enum': ['cash']}, {'type': 'null'}]},
+        'how': {'const': 'fast'},
+        'level': {'enum': [1, 'two', None]},
+        'note': {'type': 'string', 'nullable': True},
+        'tree': {'$ref': '#/$defs/Tree'},
+        'loop': {'$ref': '#/$defs/Loop'},
+        'lost': {'$ref': '#/$defs/Nowhere'},
+        'any': True,
+        'maybe': {'anyOf': [{'type': 'null'}, {'$ref': '#/$defs/Address'}]},
+        'both': {'allOf': [{'type': 'object', 'required': ['a']}, {'properties': {'b': {'type': 'boolean'}}}]},
+        'prices': {'type': 'object', 'additionalProperties': {'type': 'number'}},
+        'union': {'oneOf': [{'type': 'integer'}, {'type': 'array', 'items': {'type': 'integer'}}]},
+    },
+}  # fmt: skip
+SEND = [{'type': 'function', 'function': {'name': 'send', 'parameters': ADDRESS}}]
+PARIS = {'city': 'Paris'}
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'to': PARIS},
+        {'to': {'city': 'Paris', 'zip': None}, 'stops': [PARIS, {'city': 'Lyon', 'zip': 69}]},
+        {'pay': None, 'note': None, 'level': None},
+        {'pay': {'card': 'x'}, 'level': 1, 'how': 'fast'},
+        {'pay': 'cash', 'level': 'two'},
+        {'tree': {'left': {'left': {'size': 1}}}},
+        {'lost': 3, 'any': {'x': [1]}, 'both': {'a': 1, 'b': True}, 'prices': {'x': 1.5}, 'union': [1, 2]},
+    ],
+)
+def test_check_accepts_what_nested_schemas_allow(arguments):
+    assert check('send', arguments, SEND) is None
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        ({'to': 'Paris'}, 'argument "to" of send must be of type object'),
+        ({'to': {}}, 'argument "to" of send needs "city"'),
+        ({'to': {'city': 'Paris', 'cty': 1}}, 'argument "to" of send has no "cty"; did you mean "city"?'),
+        ({'to': {'city': 3}}, 'argument "to.city" of send must be of type string'),
+        ({'to': {'city': 'Paris', 'zip': '75'}}, 'argument "to.zip" of send must be of type integer or null'),
+        ({'stops': [PARIS, {'city': None}]}, 'argument "stops[1].city" of send must be of type string'),
+        ({'stops': PARIS}, 'argument "stops" of send must be of type array'),
+        ({'maybe': {'city': 3}}, 'argument "maybe.city" of send must be of type string'),
+        ({'pay': 'credit'}, 'argument "pay" of send must be one of cash'),
+        ({'pay': {'card': 3}}, 'argument "pay.card" of send must be of type string'),
+        ({'pay': {}}, 'argument "pay" of send needs "card"'),
+        ({'pay': 3}, 'argument "pay" of send must be of type object or string or null'),
+        ({'how': 'slow'}, 'argument "how" of send must be one of fast'),
+        ({'level': True}, 'argument "level" of send must be one of 1, two, None'),
+        ({'tree': {'left': {'size': 1.5}}}, 'argument "tree.left.size" of send must be of type integer'),
+        ({'loop': 1}, 'argument "loop" of send is nested too deeply'),
+        ({'both': {'b': True}}, 'argument "both" of send needs "a"'),
+        ({'both': {'a': 1, 'b': 1}}, 'argument "both.b" of send must be of type boolean'),
+        ({'prices': {'x': '1'}}, 'argument "prices.x" of send must be of type number'),
+        ({'union': ['1']}, 'argument "union[0]" of send must be of type integer'),
+        ({'union': '1'}, 'argument "union" of send must be of type integer or array'),
+    ],
+)
+def test_check_says_where_a_nested_value_is_wrong(arguments, error):
+    assert check('send', arguments, SEND) == error
+
+
+def test_check_refuses_values_that_are_nested_too_deeply():
+    tree = {}
+    for _ in range(200):
+        tree = {'left': tree}
+    assert check('send', {'tree': tree}, SEND).endswith('of send is nested too deeply')
+
+
+def test_check_shortens_a_long_list_of_choices():
+    assert len(problem('x', {'enum': list(range(1000))})[1]) < 150
+
+
 PIECES = st.sampled_from(
     [
+        '{"name": "ping", "parameters": {}}',
+        '<|python_tag|>',
+        '[TOOL_CALLS]',
+        '[{"name": "ping", "arguments": {}}]',
+        '{',
+        '; ',
         '<tool_call>',
         '</tool_call>',
         '<think>',
@@ -134,20 +319,27 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(PIECES | st.text(), max_size=6).map(''.join))
-def test_parse_never_raises_for_any_text(text):
-    action = parse(text, SCHEMAS)
-    assert isinstance(action, Action)
+@given(st.lists(PIECES | st.text(), max_size=6).map(''.join), st.sampled_from(list(FORMATS)))
+def test_parse_never_raises_for_any_text(text, format):
+    action = parse(text, SCHEMAS, format)
+    assert isinstance(action, Action) and (action.name is None or action.error is None)
     assert action.error is None or (action.error.isascii() and len(action.error) < 200)
+    assert format == 'text' or parse(canonical(text, format), SCHEMAS) == action
+
+
+@given(st.dictionaries(st.sampled_from(list(ADDRESS['properties'])) | st.text(), JSON, max_size=4))
+def test_check_never_raises_for_any_arguments(arguments):
+    error = check('send', arguments, SEND)
+    assert error is None or (error.isascii() and len(error) < 300)
 
 
 @given(st.sampled_from(['ping', 'book', 'get_order', 'other']) | st.text(), JSON)
 def test_parse_never_raises_for_any_json(name, arguments):
     body = json.dumps({'name': name, 'arguments': arguments})
     action = parse(f'<tool_call>{body}</tool_call>', SCHEMAS)
-    assert (action.name is None) == (action.error is not None or '<tool_call>' not in f'<tool_call>{body}')
+    assert (action.name is None) == (action.error is not None)
 
 
-@given(st.text(st.characters(exclude_characters='<')))
+@given(st.text() | st.sampled_from(['</tool_call>', '<think>', '<tool_call>x', 'a</think>b']))
 def test_parse_inverts_render(value):
     assert parse(render('get_order', {'order': value}), SCHEMAS).arguments == {'order': value}
