@@ -17,6 +17,7 @@ setup(
     install_requires=[
         'absl-py>=2.1,<3',
         'flax>=0.12,<0.13',
+        'huggingface_hub>=0.34,<3',
         'jax>=0.10,<0.12',
         'jinja2>=3.1,<4',
         'matplotlib>=3.9,<4',
@@ -29,8 +30,9 @@ setup(
         'transformers>=4.56,<6',
     ],
     extras_require={
-        'test': ['hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
-        'parity': ['torch==2.13.0'],  # compares the decoder with transformers' own
+        'test': ['httpx>=0.27,<1', 'hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
+        'users': ['httpx>=0.27,<1'],  # language models behind an endpoint as users
+        'parity': ['torch==2.13.0', 'peft>=0.17,<1'],  # compares the decoder and adapters with transformers' own
         'cuda': ['jax[cuda12]>=0.10,<0.12'],
         'tpu': ['jax[tpu]>=0.10,<0.12'],
         'notebooks': ['jupyterlab>=4.3,<5'],

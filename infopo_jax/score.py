@@ -99,7 +99,8 @@ def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, tempera
     if num_h == 1:  # the common case rides in the same chunks of the head
         masked = jax.lax.stop_gradient(_gather(_both(hidden, branch_hidden), packed.branch_source[:, 0]))
         others.append((masked, jax.lax.stop_gradient(model.vocab_kernel)))
-    stats = head.target_stats(real, model.vocab_kernel, targets, others=others, temperature=temperature)
+    settings = dict(temperature=temperature, soft_cap=model.config.final_soft_cap)
+    stats = head.target_stats(real, model.vocab_kernel, targets, others=others, **settings)
 
     gain = None
     if num_h == 1:
@@ -144,9 +145,9 @@ def _gain_by_horizon(model, states, real, targets, packed, temperature, kind):
     real = jax.lax.stop_gradient(real)
 
     def one(source):  # [N, A]
-        stats = head.target_stats(
-            real, kernel, targets, others=[(_gather(states, source), kernel)], temperature=temperature
-        )
+        others = [(_gather(states, source), kernel)]
+        settings = dict(temperature=temperature, soft_cap=model.config.final_soft_cap)
+        stats = head.target_stats(real, kernel, targets, others=others, **settings)
         return stats.kl[0] if kind == 'kl' else stats.logp - stats.other_logp[0]
 
     return jnp.moveaxis(jax.lax.map(one, jnp.moveaxis(packed.branch_source, 1, 0)), 0, 1)

@@ -5,6 +5,7 @@ then one action that follows no strategy. It never shows what to ask when, nor a
 placeholder, since the gain would otherwise measure how novel the placeholder looks.
 """
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
+from infopo_jax import sharding
 from infopo_jax.envs.array import ArrayEnv, Example
 from infopo_jax.envs.text import Message, Teachable
 from infopo_jax.lm import attention, head
@@ -37,7 +38,7 @@ def example_loss(model: Any, examples: Example, max_targets: int) -> jax.Array:
     mask = jnp.take_along_axis(taught, index, axis=1)
     targets = jnp.take_along_axis(examples.tokens, index, axis=1)
     states = jnp.take_along_axis(hidden, jnp.maximum(index - 1, 0)[..., None], axis=1)
-    stats = head.target_stats(states, model.vocab_kernel, targets)
+    stats = head.target_stats(states, model.vocab_kernel, targets, soft_cap=model.config.final_soft_cap)
     return -jnp.sum(jnp.where(mask, stats.logp, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
@@ -50,15 +51,26 @@ def optimizer(lr: float, steps: int, *, clip_norm: float = 1.0) -> optax.Gradien
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, b2=0.98, weight_decay=0.0))
 
 
-def make_step(graphdef: Any, tx: optax.GradientTransformation, *, max_targets: int) -> Callable:
+def make_step(
+    graphdef: Any, tx: optax.GradientTransformation, *, max_targets: int, mesh: jax.sharding.Mesh | None = None
+) -> Callable:
     """Returns step(params, opt_state, examples) -> (params, opt_state, loss), to be jitted by the caller."""
 
+    def loss_of(params, examples):
+        return example_loss(sharding.merge(graphdef, params, mesh), examples, max_targets)
+
     def step(params, opt_state, examples):
-        loss, grads = jax.value_and_grad(lambda p: example_loss(nnx.merge(graphdef, p), examples, max_targets))(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
+        loss, grads = jax.value_and_grad(loss_of)(params, sharding.rows(examples, mesh))
+        updates, opt_state = tx.update(sharding.by_name(grads, mesh), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return sharding.by_name(params, mesh), sharding.by_name(opt_state, mesh), loss
 
     return step
+
+
+def init_optimizer(tx: optax.GradientTransformation, params: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """Returns the optimizer's state, laid out as the parameters are; traceable."""
+    return sharding.by_name(tx.init(params), mesh)
 
 
 def draw_examples(env: ArrayEnv, key: jax.Array, batch: int) -> Example:
@@ -66,12 +78,20 @@ def draw_examples(env: ArrayEnv, key: jax.Array, batch: int) -> Example:
     return jax.vmap(env.example)(jax.random.split(key, batch))
 
 
-def array_steps(graphdef: Any, env: ArrayEnv, tx: optax.GradientTransformation, *, steps: int, batch: int) -> Callable:
+def array_steps(
+    graphdef: Any,
+    env: ArrayEnv,
+    tx: optax.GradientTransformation,
+    *,
+    steps: int,
+    batch: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
     """Returns run(params, opt_state, key, start) -> (params, opt_state, losses [steps]); traceable.
 
     A stretch of the warm start: step i draws its examples from ``key`` folded with i, wherever stretches are cut.
     """
-    step = make_step(graphdef, tx, max_targets=env.action_len)
+    step = make_step(graphdef, tx, max_targets=env.action_len, mesh=mesh)
 
     def run(params, opt_state, key, start):
         def body(carry, i):
@@ -90,9 +110,9 @@ def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[li
     first = turns[0] if turns else len(messages)
     ids = chat.prompt(messages[:first])
     for start, end in itertools.pairwise([*turns, len(messages)]):
-        ids += [*chat.encode(messages[start]['content']), chat.stop_id]
+        ids += [*chat.encode_action(messages[start]['content']), chat.stop_id]
         ids += chat.reply(messages[start + 1 : end])[0]
-    said = [*chat.encode(target), chat.stop_id]
+    said = [*chat.encode_action(target), chat.stop_id]
     return ids + said, len(said)
 
 
@@ -156,20 +176,22 @@ def run_text(
     max_len: int,
     max_targets: int,
     progress: Callable[[int, float], None],
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Any:
     """Warm-starts on a text environment; examples are drawn on the host while the device works.
 
     Args:
         max_len: most tokens of an example. max_targets: most taught tokens of an example; longer ones are left out.
         progress: is called now and then with the steps done and the loss, nats per target token.
+        mesh: of the parameters; an example is a row.
 
     Returns:
         The parameters.
     """
     tx = optimizer(lr, steps)
-    step = jax.jit(make_step(graphdef, tx, max_targets=max_targets), donate_argnums=(0, 1))
+    step = jax.jit(make_step(graphdef, tx, max_targets=max_targets, mesh=mesh), donate_argnums=(0, 1))
     batches = text_batches(env, chat, seed=seed, batch=batch, max_len=max_len, max_targets=max_targets)
-    opt_state = tx.init(params)
+    opt_state = jax.jit(functools.partial(init_optimizer, tx, mesh=mesh))(params)
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(next, batches)
         for i in range(1, steps + 1):

@@ -117,3 +117,45 @@ def test_rope_scaling_keeps_short_waves_and_divides_long_ones():
     np.testing.assert_allclose(angle[wave > 64], freq[wave > 64] / 8, rtol=1e-4)
     between = (wave >= 16) & (wave <= 64)
     assert between.any() and ((angle[between] <= freq[between]) & (angle[between] >= freq[between] / 8)).all()
+
+
+def test_rope_scaling_linear_divides_all_and_spares_layers_with_a_theta_of_their_own():
+    config = LMConfig(
+        vocab_size=8, dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=4, mlp_dim=8, rope_theta=100.0,
+        rope_scaling=RopeScaling(kind='linear', factor=4.0), sliding_window=2, rope_theta_local=16.0,
+    )  # fmt: skip
+    for local, wanted in ((False, [1 / 4, 1 / 40]), (True, [1.0, 1 / 4])):  # theta ** (-i / half) / factor
+        cos, sin = attention.rope_tables(jnp.array([[1]]), config, local=local)
+        np.testing.assert_allclose(np.arctan2(sin, cos)[0, 0], wanted, rtol=1e-6)
+
+
+def test_attend_soft_cap_bounds_scores_before_they_are_masked():
+    """Two keys with scores 0 and 10, capped at 2: weights are a softmax of 0 and 2 * tanh(5)."""
+    q, k = jnp.full((1, 2, 1, 1), 10.0), jnp.array([0.0, 1.0])[None, :, None, None]
+    place = attention.trunk_place(jnp.ones((1, 2), bool))
+    out = attention.attend(q, k, k, place, place, soft_cap=2.0)
+    high = np.exp(2 * np.tanh(5.0))
+    np.testing.assert_allclose(out[0, :, 0, 0], [0.0, high / (1 + high)], rtol=1e-6)
+
+
+@pytest.mark.parametrize('limit', [attention.DENSE_LIMIT, 1])
+def test_attend_with_a_traced_window_equals_a_static_one(qkv, place, monkeypatch, limit):
+    """Also where blocks are recomputed in the backward pass, and in the branches' blocks of keys."""
+    monkeypatch.setattr(attention, 'DENSE_LIMIT', limit)
+    for name, size in (('QUERY_BLOCK', 4), ('KEY_BLOCK', 4)):
+        monkeypatch.setattr(attention, name, size)
+
+    def run(window):
+        def loss(qkv):
+            out = attention.attend(*qkv, place, place, window=window, soft_cap=1.5, aligned=True)
+            return jnp.sum(jnp.sin(out)), out
+
+        grads, out = jax.grad(loss, has_aux=True)(qkv)
+        blocks = attention.block_map(place, place, visible=attention.causal)
+        if blocks is not None:
+            rule = dict(visible=attention.causal, window=window, soft_cap=1.5)
+            np.testing.assert_allclose(attention.attend_sparse(*qkv, blocks, **rule), out, atol=1e-5)
+        return grads, out
+
+    static, traced = run(3), jax.jit(run)(jnp.int32(3)) if limit > 1 else run(jnp.int32(3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), static, traced)

@@ -83,3 +83,14 @@ def test_target_stats_in_bfloat16_sums_in_float32(inputs):
     assert stats.logp.dtype == jnp.float32
     exact = head.target_stats(hidden, kernel, targets)
     np.testing.assert_allclose(stats.logp, exact.logp, atol=0.1)
+
+
+@pytest.mark.parametrize('chunk', [None, 3])
+def test_target_stats_soft_cap_bounds_logits_before_the_temperature(inputs, chunk):
+    hidden, kernel, targets, other = inputs
+    stats = head.target_stats(hidden, kernel, targets, others=[other], temperature=0.5, soft_cap=2.0, chunk=chunk)
+    capped = [jax.nn.log_softmax(2.0 * jnp.tanh(h @ k.T / 2.0) / 0.5) for h, k in ((hidden, kernel), other)]
+    at = [jnp.take_along_axis(logp, targets[..., None], -1)[..., 0] for logp in capped]
+    np.testing.assert_allclose(stats.logp, at[0], atol=1e-5)
+    np.testing.assert_allclose(stats.other_logp[0], at[1], atol=1e-5)
+    np.testing.assert_allclose(stats.kl[0], jnp.sum(jnp.exp(capped[0]) * (capped[0] - capped[1]), -1), atol=1e-5)

@@ -99,7 +99,7 @@ def test_render_example_is_laid_out_as_a_rollout_and_ends_with_its_target():
     for size in (1, 4):
         ids, num_said = warmstart.render_example(CHAT, messages[:size], 'take red')
         whole = [*messages[:size], {'role': 'assistant', 'content': 'take red'}]
-        assert ids == CHAT.encode(CHAT.tokenizer.apply_chat_template(whole, tokenize=False))
+        assert ids == CHAT.tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False)
         assert CHAT.decode(ids[-num_said:]) == 'take red<|im_end|>'
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from infopo_jax.lm import layers
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.types import Place, pytree_dataclass
 
@@ -15,7 +16,7 @@ Visible = Callable[[Place, Place], jax.Array]
 DENSE_LIMIT = 512 * 512  # largest [S, K] block of scores held at once, per row and head
 QUERY_BLOCK = 128  # fewest queries per block
 MAX_BLOCKS = 16  # most query blocks that are unrolled
-KEY_BLOCK = 128  # keys per block where blocks are skipped
+KEY_BLOCK = 64  # keys per block where blocks are skipped; 128 computes a tenth more of masked scores
 MASKED = -1e30  # finite, so that a fully masked row has no NaN in value or gradient
 
 
@@ -36,18 +37,29 @@ def trunk_place(real_mask: jax.Array) -> Place:
     return Place(index=index, position=position, branch=jnp.full_like(index, -1), limit=index + 1)
 
 
-def rope_tables(position: jax.Array, config: LMConfig) -> tuple[jax.Array, jax.Array]:
-    """Returns cosine and sine [N, S, head_dim / 2] float32 of rotary embeddings (RoFormer, arXiv 2104.09864)."""
+def rope_tables(position: jax.Array, config: LMConfig, *, local: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Returns cosine and sine [N, S, head_dim / 2] float32 of rotary embeddings (RoFormer, arXiv 2104.09864).
+
+    Args:
+        position: [N, S] int32.
+        config: its theta and scaling.
+        local: of layers with a sliding window, which may have a theta of their own, without scaling.
+    """
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if local and config.rope_theta_local is not None:
+        theta, scaling = config.rope_theta_local, None
     half = config.head_dim // 2
-    freq = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_scaling is not None:
-        freq = _scaled_frequencies(freq, config.rope_scaling)
+    freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is not None:
+        freq = _scaled_frequencies(freq, scaling)
     angle = jnp.maximum(position, 0)[..., None].astype(jnp.float32) * freq
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def _scaled_frequencies(freq, scaling):
-    """Llama 3: long wavelengths are divided by the factor, short ones kept, those between interpolated."""
+    """Llama 3: long wavelengths are divided by the factor, short ones kept, those between interpolated; linear: all."""
+    if scaling.kind == 'linear':
+        return freq / scaling.factor
     ratio = scaling.original_max_position * freq / (2 * math.pi)
     smooth = (ratio - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     smooth = jnp.clip(smooth, 0.0, 1.0)
@@ -69,7 +81,8 @@ def attend(
     key: Place,
     *,
     visible: Visible = causal,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
+    soft_cap: float | None = None,
     aligned: bool = False,
 ) -> jax.Array:
     """Attends from queries to the keys that a rule shows them.
@@ -84,6 +97,7 @@ def attend(
         key: places of the keys, [N, K].
         visible: the rule.
         window: keys whose position is this far back, or further, are invisible; None shows all.
+        soft_cap: bounds scores to cap * tanh(scores / cap).
         aligned: queries and keys are the same tokens in causal order: a block of queries need not visit later keys.
 
     Returns:
@@ -93,14 +107,15 @@ def attend(
     block = max(QUERY_BLOCK, -(-size // (MAX_BLOCKS * QUERY_BLOCK)) * QUERY_BLOCK)
     small = size * num_keys <= DENSE_LIMIT
     if size <= block or (small and not aligned):
-        return _attend_block(q, k, v, query, key, visible, window)
+        return _attend_block(q, k, v, query, key, visible, window, soft_cap)
     # Where scores are large, the backward pass recomputes a block's.
-    run = _attend_block if small else jax.checkpoint(_attend_block, static_argnums=(5, 6))
+    run = _attend_block if small else jax.checkpoint(_attend_block, static_argnums=(5, 7))
     outs = []
     for start in range(0, size, block):
         rows = slice(start, min(start + block, size))
         cols = slice(0, rows.stop if aligned else num_keys)
-        outs.append(run(q[:, rows], k[:, cols], v[:, cols], _cut(query, rows), _cut(key, cols), visible, window))
+        places = _cut(query, rows), _cut(key, cols)
+        outs.append(run(q[:, rows], k[:, cols], v[:, cols], *places, visible, window, soft_cap))
     return jnp.concatenate(outs, axis=1)
 
 
@@ -116,13 +131,14 @@ def _mask(query, key, visible, window):
     return mask
 
 
-def _scores(q, k, mask):
+def _scores(q, k, mask, soft_cap):
     """Returns masked scores [N, H, S, K] float32 of q [N, H, S, D] and k [N, H, K, D].
 
     The mask is a bias shared by all heads: adding it fuses better than a select per head.
     """
     bias = jnp.where(mask, 0.0, MASKED)[:, None]
-    return jnp.einsum('nhsd,nhtd->nhst', q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32) + bias
+    scores = jnp.einsum('nhsd,nhtd->nhst', q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32)
+    return layers.soft_cap(scores, soft_cap) + bias
 
 
 def _by_head(x, num_heads):
@@ -130,7 +146,7 @@ def _by_head(x, num_heads):
     return jnp.repeat(x, num_heads // x.shape[2], axis=2).swapaxes(1, 2)
 
 
-def _attend_block(q, k, v, query, key, visible, window):
+def _attend_block(q, k, v, query, key, visible, window, soft_cap):
     n, s, num_heads, dim = q.shape
     num_kv_heads = k.shape[2]
     if s == 1:  # decoding: heads that share a key stand as its queries, and the cache is read once
@@ -139,7 +155,7 @@ def _attend_block(q, k, v, query, key, visible, window):
     else:
         q, k, v = (_by_head(x, num_heads) for x in (q, k, v))
     mask = _mask(query, key, visible, window)
-    scores = _scores(q, k, mask)
+    scores = _scores(q, k, mask, soft_cap)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = jnp.einsum('nhst,nhtd->nhsd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
@@ -183,7 +199,14 @@ def block_map(query: Place, key: Place, *, visible: Visible) -> BlockMap | None:
 
 
 def attend_sparse(
-    q: jax.Array, k: jax.Array, v: jax.Array, blocks: BlockMap, *, visible: Visible, window: int | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    blocks: BlockMap,
+    *,
+    visible: Visible,
+    window: int | jax.Array | None = None,
+    soft_cap: float | None = None,
 ) -> jax.Array:
     """Attends as ``attend`` does, visiting only the blocks of keys that a block of queries needs; forward only.
 
@@ -206,7 +229,7 @@ def attend_sparse(
             top, total, out = carry
             key, *kv = part((blocks.key, k, v), j * KEY_BLOCK, KEY_BLOCK)
             some_k, some_v = (_by_head(x, num_heads) for x in kv)
-            scores = _scores(mine, some_k, _mask(place, key, visible, window))
+            scores = _scores(mine, some_k, _mask(place, key, visible, window), soft_cap)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
             weights = jnp.where(scores > MASKED / 2, jnp.exp(scores - new_top), 0.0)
             fade = jnp.exp(top - new_top)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from infopo_jax.lm import layers
 from infopo_jax.types import pytree_dataclass
 
 CHUNK_ELEMENTS = 1 << 23  # logits held at once, per model
@@ -27,9 +28,10 @@ def target_stats(
     *,
     others: Sequence[tuple[jax.Array, jax.Array]] = (),
     temperature: float = 1.0,
+    soft_cap: float | None = None,
     chunk: int | None = None,
 ) -> TargetStats:
-    """Evaluates softmax(hidden @ kernel.T / temperature) at targets, beside other distributions of the same tokens.
+    """Evaluates softmax(soft_cap(hidden @ kernel.T) / temperature) at targets, beside others of the same tokens.
 
     Args:
         hidden: [N, A, D] states that predict the targets.
@@ -37,6 +39,7 @@ def target_stats(
         targets: [N, A] int32 token ids.
         others: pairs of (hidden [N, A, D], kernel [V, D]) to compare with.
         temperature: divides the logits.
+        soft_cap: bounds the logits first, of every distribution; ``LMConfig.final_soft_cap``.
         chunk: targets per row evaluated at once; None fits CHUNK_ELEMENTS. The backward pass recomputes a chunk.
     """
     n, num_targets = targets.shape
@@ -46,7 +49,7 @@ def target_stats(
     states = [hidden, *(h for h, _ in others)]
 
     def run(part):
-        return _stats(part[0], kernels, part[1], temperature)
+        return _stats(part[0], kernels, part[1], temperature, soft_cap)
 
     if chunk == num_targets:
         return run((states, targets))
@@ -60,11 +63,11 @@ def target_stats(
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(n, -1)[:, :num_targets], out)
 
 
-def _stats(states, kernels, targets, temperature):
+def _stats(states, kernels, targets, temperature, soft_cap):
     logps, chosen = [], []
     for hidden, kernel in zip(states, kernels, strict=True):
         logits = jnp.einsum('nad,vd->nav', hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        logps.append(jax.nn.log_softmax(logits / temperature, axis=-1))
+        logps.append(jax.nn.log_softmax(layers.soft_cap(logits, soft_cap) / temperature, axis=-1))
         is_target = jnp.arange(kernel.shape[0]) == targets[..., None]  # a fused select: no scatter in the backward pass
         chosen.append(jnp.sum(jnp.where(is_target, logps[-1], 0.0), axis=-1))
     prob = jnp.exp(logps[0])
