@@ -1,0 +1,70 @@
+"""Who answers the agent, by name.
+
+    user = users.make('openai', model='gpt-4o-mini')
+    user.reply([{'role': 'system', 'content': 'You want ...'}, {'role': 'user', 'content': 'Hi, how can I help?'}])
+
+A user sees the talk from his own side: what the agent said has role 'user', what he said himself 'assistant'. An
+environment whose constructor takes ``user`` lets him play; with None ('scripted') its own script does.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+# name -> 'module:constructor', imported on use; None: the environment's own script
+USERS: dict[str, str | None] = {
+    'scripted': None,
+    'openai': 'infopo_jax.users.openai:OpenAIUser',
+}
+
+
+class UserFailed(RuntimeError):
+    """The user (a person, an endpoint, a model) gave no answer; the rollout ends with USER_ERROR and is masked."""
+
+
+class User(Protocol):
+    """Somebody who answers; one instance serves all rollouts, from several threads."""
+
+    def reply(self, messages: Sequence[dict[str, Any]], *, nonce: str = '') -> str:
+        """Answers a talk.
+
+        Args:
+            messages: the talk from the user's side; a system message says who he is and what he wants.
+            nonce: names the rollout, such as 'seed/group/member'; the same talk in another rollout is another draw.
+
+        Raises:
+            UserFailed: there is no answer.
+        """
+
+    def counters(self) -> dict[str, float]:
+        """Returns what has been counted since the start: calls, retries, tokens, cost."""
+
+
+def make(name: str, **knobs: Any) -> User | None:
+    """Builds a user; None for 'scripted', which is each environment's own.
+
+    Args:
+        name: a key of ``USERS``.
+        **knobs: keywords of its constructor. None keeps its default; those that it does not have must be None.
+
+    Raises:
+        ValueError: unknown name (with the nearest one) or knob, or a value that the user refuses.
+    """
+    if name not in USERS:
+        nearest = difflib.get_close_matches(str(name), USERS, n=1, cutoff=0.0)[0]
+        raise ValueError(f'unknown user {name!r}, did you mean {nearest!r}? Known: {list(USERS)}')
+    knobs = {knob: value for knob, value in knobs.items() if value is not None}
+    if USERS[name] is None:
+        return None
+    module, attribute = USERS[name].split(':')
+    constructor = getattr(importlib.import_module(module), attribute)
+    valid = inspect.signature(constructor).parameters
+    unknown = [knob for knob in knobs if knob not in valid]
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0], valid, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f'user {name!r} has no knob {unknown[0]!r}, did you mean {nearest!r}? Its knobs: {list(valid)}'
+        )
+    return constructor(**knobs)

@@ -3,12 +3,15 @@
 import random
 
 from infopo_jax.envs.retail import teach
+from infopo_jax.envs.retail.model_user import ModelUser
 from infopo_jax.envs.retail.policy import policy
 from infopo_jax.envs.retail.tasks import LEVELS, goals, make
 from infopo_jax.envs.retail.tools import SCHEMAS, execute
-from infopo_jax.envs.retail.user import User
+from infopo_jax.envs.retail.user import User as ScriptedUser
 from infopo_jax.envs.text import Message
 from infopo_jax.envs.tools import parse
+from infopo_jax.users import User
+from infopo_jax.users.styles import check_style
 
 _MAX_TURNS = {1: 6, 2: 8, 3: 12}
 
@@ -28,23 +31,38 @@ class Retail:
         level: 1, 2 or 3.
         brief: a system prompt of a few lines, for tiny models; else a full policy.
         max_turns: turns of the agent; None takes the level's default (6, 8, 12).
+        user_style: how the scripted customer talks; see ``users.styles``.
+        user: who answers the agent's questions instead of the script; see ``ModelUser``.
 
     Raises:
-        ValueError: a level or a turn limit that does not exist.
+        ValueError: a level, a turn limit or a style that does not exist, or a style for a ``user`` who has his own.
     """
 
     outcome_range = 1.0
     placeholder = 'No information found.'
 
-    def __init__(self, level: int = 1, *, brief: bool = True, max_turns: int | None = None):
+    def __init__(
+        self,
+        level: int = 1,
+        *,
+        brief: bool = True,
+        max_turns: int | None = None,
+        user_style: str = 'plain',
+        user: User | None = None,
+    ):
         if level not in LEVELS:
             raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
         if max_turns is not None and max_turns < 1:
             raise ValueError(f'max_turns must be at least 1 or None, got {max_turns!r}')
+        check_style(user_style)
+        if user is not None and user_style != 'plain':
+            raise ValueError(f'user_style={user_style!r} is for the scripted user; leave it away, or config.user')
         self.level = level
         self.brief = brief
+        self.user_style = user_style
+        self._player = user
         self.max_turns = _MAX_TURNS[level] if max_turns is None else max_turns
-        self._user: User | None = None
+        self._user: ScriptedUser | None = None
 
     def tasks(self, split: str) -> list[str]:
         """Returns the task ids of split 'train' or 'test'; no hidden goal is in both."""
@@ -56,15 +74,25 @@ class Retail:
     def reset(self, *, seed: int = 0, options: dict | None = None) -> tuple[list[Message], dict]:
         """Starts ``options['task']``, by default a training task drawn by the seed, which drives the user's wording.
 
+        ``options['member']`` tells apart the rollouts of a group, which share the seed, for a ``user`` who draws.
+
         Raises:
             ValueError: the task is none of this level.
         """
-        task_id = (options or {}).get('task')
+        options = options or {}
+        task_id = options.get('task')
         if task_id is None:
             task_id = random.Random(seed).choice(goals(self.level)['train'])
         task = make(self.level, str(task_id))
         self._db, self._gold = task.db.copy(), task.gold
-        self._user = User(task.requests, random.Random(f'{seed} {task_id}'), states_intent=task.states_intent)
+        rng = random.Random(f'{seed} {task_id}')
+        if self._player is None:
+            self._user = ScriptedUser(task.requests, rng, states_intent=task.states_intent, style=self.user_style)
+        else:
+            nonce = f'{seed}/{options.get("member", 0)}'
+            self._user = ModelUser(
+                task.requests, rng, states_intent=task.states_intent, player=self._player, nonce=nonce
+            )
         self._num_turns = 0
         system = {'role': 'system', 'content': policy(brief=self.brief)}
         return [system, {'role': 'user', 'content': self._user.open()}], {'tools': SCHEMAS, 'task': task_id}
@@ -117,5 +145,8 @@ class Retail:
         return teach.example(self._clone(), rng)
 
     def _clone(self) -> 'Retail':
-        """Returns a fresh environment with the same knobs, so that drawing examples leaves a running episode alone."""
-        return Retail(self.level, brief=self.brief, max_turns=self.max_turns)
+        """Returns a fresh environment with the same knobs, so that drawing examples leaves a running episode alone.
+
+        Its customer is the script: examples are many, and teach no more than syntax.
+        """
+        return Retail(self.level, brief=self.brief, max_turns=self.max_turns, user_style=self.user_style)

@@ -4,6 +4,7 @@ import random
 import re
 
 from infopo_jax.envs.retail.tasks import Request
+from infopo_jax.users.styles import Manner
 
 OPENINGS = {
     'cancel_order': ('I want to cancel an order.', 'Please cancel my order.'),
@@ -55,13 +56,20 @@ class User:
 
     He makes his requests one after the other, the next when the last is met, and ends the talk (``done``) when all are
     met, or when something else than he wants was done or told (``content`` is False then).
+
+    Args:
+        requests: what he wants.
+        rng: drives his wording.
+        states_intent: he opens with his first request.
+        style: how he talks; see ``users.styles``.
     """
 
-    def __init__(self, requests: tuple[Request, ...], rng: random.Random, *, states_intent: bool):
+    def __init__(self, requests: tuple[Request, ...], rng: random.Random, *, states_intent: bool, style: str = 'plain'):
         self.done = False
         self.content = False
         self._requests = requests
         self._rng = rng
+        self._manner = Manner(style, rng)
         self._states_intent = states_intent
         self._index = 0
         self._said: set[str] = set()
@@ -69,24 +77,32 @@ class User:
 
     def open(self) -> str:
         """Says the first thing."""
-        return self._state_request() if self._states_intent else self._rng.choice(VAGUE)
+        return self._state_request() if self._states_intent else self._manner.say(self._rng.choice(VAGUE))
 
     def hear(self, text: str) -> str:
-        """Answers what the agent says; of several questions, the first that has no answer yet."""
+        """Answers what the agent says."""
         refund = self._request.refund
         amounts = set(_AMOUNT.findall(text))
         if refund and amounts:
             return self._leave() if amounts != {refund} or not self._served else self._advance()
+        return self._answer(text)
+
+    def _answer(self, text: str) -> str:
+        """Answers a question; of several, the first that has no answer yet."""
         facts = asked(text)
         if not facts:
-            return self._rng.choice(CONFUSED)
+            return self._manner.say(self._rng.choice(CONFUSED))
+        evasion = self._manner.evade()
+        if evasion is not None:
+            return evasion
         fact = next((fact for fact in facts if fact not in self._said), facts[0])
         if fact == 'intent':
             return self._state_request()
         kind, value = self._request.answers[fact]
         wording = AGAIN if fact in self._said else ANSWERS[kind]
         self._said.add(fact)
-        return self._rng.choice(wording).format(f'the {value}' if kind == 'product' and wording is AGAIN else value)
+        said = self._rng.choice(wording).format(f'the {value}' if kind == 'product' and wording is AGAIN else value)
+        return self._manner.say(said, value)
 
     def notice(self, tool: str, arguments: dict[str, str]) -> str | None:
         """Reacts to a change that the agent made, of which the shop sends word; None if he has nothing to say."""
@@ -101,8 +117,12 @@ class User:
         return self._requests[self._index]
 
     def _state_request(self) -> str:
-        request = self._request
         self._said.add('intent')
+        return self._manner.say(self._opening())
+
+    def _opening(self) -> str:
+        """Returns the current request in words."""
+        request = self._request
         wording = self._rng.choice(OPENINGS[request.tool])
         wording = wording.format(f'the {request.product}' if request.product else 'an item')
         return wording + (REFUND if request.refund else '')
@@ -111,11 +131,12 @@ class User:
         """Goes on to the next request, or ends the talk content."""
         if self._index + 1 == len(self._requests):
             self.done = self.content = True
-            return self._rng.choice(THANKS)
+            return self._manner.say(self._rng.choice(THANKS))
         self._index += 1
+        self._manner.next_request()
         self._said, self._served = set(), False
         return NEXT + self._state_request()
 
     def _leave(self) -> str:
         self.done = True
-        return self._rng.choice(WRONG)
+        return self._manner.say(self._rng.choice(WRONG))

@@ -1,0 +1,277 @@
+"""A user behind any OpenAI-compatible endpoint: a provider, vLLM, SGLang, llama.cpp.
+
+    user = OpenAIUser('qwen2.5-7b', base_url='http://localhost:8000/v1', api_key_env='', cache_dir='replies')
+    user.reply([{'role': 'system', 'content': 'You want ...'}, {'role': 'user', 'content': 'Hi!'}], nonce='0/3/1')
+
+Calls that fail in a way that may pass (429, 5xx, timeouts, dropped connections, broken or empty answers) are tried
+again; a call without an answer raises UserFailed. The key is read from the environment and is in no file, message,
+repr or cache. Protocol: https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+import json
+import os
+import random
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any
+
+from infopo_jax.users import UserFailed
+from infopo_jax.users.limits import Pace, backoff, retry_after
+from infopo_jax.users.replay import Replay
+
+OFFICIAL = 'https://api.openai.com/v1'
+PASSING = {408, 409, 425, 429}  # client errors that may pass; so may all of 5xx
+MAX_BODY = 8 * 2**20  # bytes of an answer
+QUOTED = 300  # characters of an answer that a message repeats
+_THOUGHT = re.compile(r'<think>.*?(?:</think>|$)', re.DOTALL)
+_COUNTS = (
+    'calls', 'cached', 'requests', 'retries', 'retried_calls', 'failed_calls', 'prompt_tokens', 'completion_tokens',
+    'cost', 'request_seconds', 'waited_seconds',
+)  # fmt: skip
+
+
+class _Passing(Exception):
+    """A failure that may pass, after ``wait`` seconds if the endpoint says how many."""
+
+    def __init__(self, message: str, wait: float | None = None):
+        super().__init__(message)
+        self.wait = wait
+
+
+class OpenAIUser:
+    """Implements ``User`` over HTTP; one instance serves all threads.
+
+    With a cache, the same call in the same rollout (``nonce``) gets the same answer for ever; another rollout's is
+    drawn anew. Requests carry a seed derived from call and nonce: an endpoint that honours it repeats without a cache.
+
+    Args:
+        model: its name at the endpoint.
+        base_url: the endpoint up to and with its version.
+        api_key_env: the variable that holds the key; '' sends none.
+        temperature: of sampling.
+        max_tokens: of an answer.
+        timeout: seconds that one request may take, from the start to the last byte.
+        retries: further requests of a call whose first one failed.
+        concurrency: requests under way at once.
+        requests_per_minute: 0 is no limit.
+        cache_dir: a folder for replays; None keeps none.
+        prompt_price, completion_price: of a million tokens, in the currency in which ``cost`` is to be counted.
+        send_seed: False for endpoints that refuse the field.
+
+    Raises:
+        ValueError: a value out of range, a URL with a secret in it, a missing key, or httpx is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str = OFFICIAL,
+        api_key_env: str = 'OPENAI_API_KEY',
+        temperature: float = 1.0,
+        max_tokens: int = 512,
+        timeout: float = 60.0,
+        retries: int = 5,
+        concurrency: int = 16,
+        requests_per_minute: float = 0.0,
+        cache_dir: str | None = None,
+        prompt_price: float = 0.0,
+        completion_price: float = 0.0,
+        send_seed: bool = True,
+    ):
+        _check(model, base_url, timeout, retries, concurrency, requests_per_minute)
+        self.model, self.base_url, self.api_key_env = model, base_url.rstrip('/'), api_key_env
+        self.temperature, self.max_tokens, self.timeout, self.retries = temperature, max_tokens, timeout, retries
+        self._prices, self._send_seed = (prompt_price, completion_price), send_seed
+        self._key = _key(api_key_env)
+        self._httpx = _httpx()
+        limits = self._httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self._client = self._httpx.Client(timeout=timeout, limits=limits, follow_redirects=False)
+        self._replay, self._pace = Replay(cache_dir), Pace(requests_per_minute)
+        self._room = threading.BoundedSemaphore(concurrency)
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(_COUNTS, 0.0)
+
+    def __repr__(self) -> str:
+        return f'OpenAIUser({self.model!r}, base_url={self.base_url!r})'
+
+    def reply(self, messages: Sequence[dict[str, Any]], *, nonce: str = '') -> str:
+        """Answers a talk; see ``users.User``.
+
+        Raises:
+            UserFailed: the endpoint refuses the call, or every try failed; the message has the last failure.
+        """
+        call = {
+            'url': self.base_url,
+            'model': self.model,
+            'temperature': self.temperature,
+            'max_tokens': self.max_tokens,
+            'messages': [{'role': m['role'], 'content': m['content']} for m in messages],
+            'nonce': nonce,
+        }
+        key = Replay.key(call)
+        self._count(calls=1)
+        kept = self._replay.get(key)
+        if kept is not None:
+            self._count(cached=1)
+            return kept
+        text = self._persist(call, key)
+        self._replay.put(key, call, text)
+        return text
+
+    def counters(self) -> dict[str, float]:
+        """Returns counts since the start.
+
+        'calls' of ``reply``, of which 'cached', 'retried_calls' and 'failed_calls'; 'requests' sent, of which
+        'retries'; 'prompt_tokens', 'completion_tokens' and 'cost' as the endpoint bills them; 'request_seconds' and
+        'waited_seconds' (for the rate limit and before retries), summed over threads.
+        """
+        with self._lock:
+            return dict(self._counts)
+
+    def endpoint(self) -> dict[str, Any]:
+        """Returns where and how to ask, without the key: for packages that bring their own client."""
+        return {
+            'model': self.model,
+            'base_url': self.base_url,
+            'api_key_env': self.api_key_env,
+            'temperature': self.temperature,
+            'timeout': self.timeout,
+            'retries': self.retries,
+        }
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+    def _persist(self, call: dict[str, Any], key: str) -> str:
+        """Asks until there is an answer or no try is left."""
+        rng = random.Random(key)
+        for attempt in range(self.retries + 1):
+            try:
+                return self._request(call, rng.getrandbits(31))
+            except _Passing as problem:
+                if attempt == self.retries:
+                    self._count(failed_calls=1)
+                    raise self._failed(f'no answer after {attempt + 1} tries, the last one: {problem}') from None
+                wait = backoff(attempt, rng)
+                if problem.wait is not None:  # it is told to all: whoever asks meanwhile is refused, too
+                    self._pace.close_for(problem.wait)
+                time.sleep(wait)
+                self._count(retries=1, retried_calls=attempt == 0, waited_seconds=wait)
+            except UserFailed:
+                self._count(failed_calls=1)
+                raise
+        raise AssertionError('the last try returns or raises')
+
+    def _request(self, call: dict[str, Any], seed: int) -> str:
+        """Asks once.
+
+        Raises:
+            _Passing: it failed and may be tried again.
+            UserFailed: it failed for good.
+        """
+        body = {name: call[name] for name in ('model', 'messages', 'temperature', 'max_tokens')}
+        if self._send_seed:
+            body['seed'] = seed
+        with self._room:
+            waited = self._pace.wait()
+            start = time.monotonic()
+            try:
+                status, headers, content = self._post(body, start + self.timeout)
+            except self._httpx.RequestError as error:
+                raise _Passing(self._redact(f'{type(error).__name__}: {error}')) from None
+            finally:
+                self._count(requests=1, waited_seconds=waited, request_seconds=time.monotonic() - start)
+        if status in PASSING or status >= 500:
+            raise _Passing(f'status {status}: {self._quote(content)}', retry_after(headers.get('Retry-After')))
+        if status != 200:
+            raise self._failed(f'status {status}: {self._quote(content)}')
+        return self._read(content)
+
+    def _post(self, body: dict[str, Any], deadline: float) -> tuple[int, Any, bytes]:
+        """Posts a request and reads its answer, however slowly it drips, until the deadline."""
+        headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
+        parts, size = [], 0
+        with self._client.stream('POST', f'{self.base_url}/chat/completions', json=body, headers=headers) as response:
+            for part in response.iter_bytes():
+                parts.append(part)
+                size += len(part)
+                if time.monotonic() > deadline:
+                    raise self._httpx.ReadTimeout(f'no whole answer within {self.timeout:g} s')
+                if size > MAX_BODY:
+                    raise self._httpx.ReadError(f'an answer of more than {MAX_BODY} bytes')
+            return response.status_code, response.headers, b''.join(parts)
+
+    def _read(self, content: bytes) -> str:
+        """Returns the text of an answer, without thoughts: they would tell the agent what it is to find out."""
+        try:
+            answer = json.loads(content)
+            text = answer['choices'][0]['message']['content']
+            usage = answer.get('usage') or {}
+            tokens = [int(usage.get(name) or 0) for name in ('prompt_tokens', 'completion_tokens')]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise _Passing(f'a broken answer ({type(error).__name__}): {self._quote(content)}') from None
+        cost = sum(n * price for n, price in zip(tokens, self._prices, strict=True)) / 1e6
+        self._count(prompt_tokens=tokens[0], completion_tokens=tokens[1], cost=cost)  # an empty one is billed, too
+        text = _THOUGHT.sub('', text).rpartition('</think>')[2].strip() if isinstance(text, str) else ''
+        if not text:
+            raise _Passing('an empty answer')
+        return text
+
+    def _failed(self, message: str) -> UserFailed:
+        return UserFailed(f'{self.model} at {self.base_url}: {message}')
+
+    def _quote(self, content: bytes) -> str:
+        """Returns the beginning of an answer for a message; the key goes first, lest half of it be left."""
+        return self._redact(content.decode(errors='replace'))[:QUOTED]
+
+    def _redact(self, text: str) -> str:
+        """Returns a text without the key, which some endpoints repeat."""
+        return text.replace(self._key, '***') if self._key else text
+
+    def _count(self, **amounts: float) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                self._counts[name] += amount
+
+
+def _check(model, base_url, timeout, retries, concurrency, requests_per_minute) -> None:
+    """Raises ValueError for arguments that cannot be meant."""
+    url = urllib.parse.urlsplit(base_url)
+    if not model:
+        raise ValueError("model must name the endpoint's model, got ''; set config.user.model")
+    if url.scheme not in ('http', 'https') or not url.hostname:
+        raise ValueError('base_url must look like https://host/v1')
+    if url.username or url.password or url.query or url.fragment:
+        raise ValueError('base_url holds credentials or a query, which would end up in files: use api_key_env')
+    if timeout <= 0 or retries < 0 or concurrency < 1 or requests_per_minute < 0:
+        raise ValueError(
+            'timeout must be above 0, retries at least 0, concurrency at least 1, requests_per_minute at least 0; got '
+            f'{timeout!r}, {retries!r}, {concurrency!r}, {requests_per_minute!r}'
+        )
+
+
+def _key(variable: str) -> str:
+    """Reads the key."""
+    if not variable:
+        return ''
+    key = os.environ.get(variable, '').strip()
+    if not key:
+        raise ValueError(
+            f'no key in the environment variable {variable}: export it, name another one by config.user.api_key_env, '
+            "or set that to '' for an endpoint that wants none"
+        )
+    return key
+
+
+def _httpx() -> Any:
+    """Imports the HTTP library, which only this user needs."""
+    try:
+        import httpx
+    except ImportError as error:
+        raise ValueError("the openai user needs httpx: pip install 'infopo_jax[users]'") from error
+    return httpx
