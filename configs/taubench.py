@@ -1,21 +1,35 @@
-"""Retail: customer support in the spirit of tau-bench; the agent asks, looks things up by tools, then acts.
+"""Customer support in the spirit of tau-bench: the agent asks, looks things up by tools, then acts.
 
 Run:       python launch/train.py --config=configs/taubench.py
-Setting:   text environment with a scripted user, level 1, 128 rollouts a step, a small model from random weights.
+Setting:   retail, our own world, level 1: a scripted user, 128 rollouts a step, a small model from random weights.
 Expected:  held-out success from about 0.04 after the warm start to 0.6 by step 100; see BENCHMARKS.md.
 The comparison: --config.advantage.estimator=grpo.
+
+The paper's settings (arXiv 2603.00656), for a pretrained model and the real tau2-bench; telecom-solo needs no
+language-model user::
+
+    python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+        --config.env.domain=telecom --config.env.solo=True --config.mesh.data=1 --config.mesh.fsdp=-1
+    python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+        --config.env.domain=retail --config.user.name=openai --config.user.model=gpt-4o-mini
 """
 
 from infopo_jax.config import base_config
 
 
-def get_config():
-    """Returns the retail run."""
+def get_config(setting: str = 'small'):
+    """Returns the run: 'small', retail from random weights, or 'paper', tau2-bench with a pretrained model."""
+    if setting not in ('small', 'paper'):
+        raise ValueError(f"the setting of configs/taubench.py must be 'small' or 'paper', got {setting!r}")
     config = base_config()
-    config.steps = 250
-
-    config.env.name = 'retail'
     config.env.kind = 'hosted'
+    config.info.weight = 0.1  # the paper's for tau2: larger ones are paid for talk that informs but does not serve
+    return _paper(config) if setting == 'paper' else _small(config)
+
+
+def _small(config):
+    config.steps = 250
+    config.env.name = 'retail'
     config.env.level = 1
 
     config.batch.prompts = 16
@@ -33,10 +47,41 @@ def get_config():
     config.rollout.max_feedback_tokens = 40
     config.rollout.max_tokens = 192
 
-    config.info.weight = 0.1  # the paper's for tau2: larger ones are paid for talk that informs but does not serve
     config.optim.lr = 1e-3
     config.warmstart.steps = 400
     config.warmstart.batch = 64
     config.warmstart.lr = 3e-3
     config.eval.interval = 25
+    return config
+
+
+def _paper(config):
+    config.env.name = 'tau2'
+    config.env.domain = 'telecom'
+
+    config.batch.prompts = 32
+    config.batch.group_size = 5
+    config.updates.minibatches = 2  # of 16 prompts
+    config.updates.microbatches = 16
+
+    config.model.dtype = 'bfloat16'
+    config.model.remat = True
+    config.rollout.max_prompt_tokens = 8192
+    config.rollout.max_action_tokens = 1024
+    config.rollout.max_feedback_tokens = 4096
+    config.rollout.max_tokens = 8192 + 16384
+    config.rollout.slots = 32
+    config.rollout.chunk = 32
+
+    config.info.gate_temperature = 0.05
+    config.info.std_floor = 0.0
+    config.info.baseline = 'group'
+    config.info.norm = 'token'
+    config.info.downscale = True
+    config.loss.kl_coef = 0.0
+    config.loss.entropy_coef = 0.001
+    config.loss.dual_clip = 3.0
+    config.optim.lr = 1e-6
+    config.warmstart.steps = 0  # the model comes trained
+    config.eval.episodes = 200
     return config

@@ -7,7 +7,8 @@ import jax
 import optax
 from flax import nnx
 
-from infopo_jax import config as config_lib, envs, estimators, loops, update as update_lib
+from infopo_jax import config as config_lib, envs, estimators, loops, sharding, update as update_lib, users
+from infopo_jax.lm import hf, hub, lora
 from infopo_jax.lm.chat import Chat
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.tokenizer import train_tokenizer
@@ -21,7 +22,7 @@ INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
 
 def make_loop(config: Any) -> tuple[Any, LMConfig]:
     """Returns the loop of a config's environment and kind of rollout, and the model's architecture."""
-    knobs = config_lib.env_knobs(config)
+    knobs = config_lib.env_knobs(config) | make_user(config)
     group_size = config.batch.group_size
     sizes = loops.Sizes(
         num_prompts=config.batch.prompts,
@@ -32,21 +33,69 @@ def make_loop(config: Any) -> tuple[Any, LMConfig]:
         eval_temperature=config.eval.temperature,
         max_bad_actions=config.rollout.max_bad_actions,
     )
+    mesh = make_mesh(config, sizes)
     env = envs.make(config.env.name, **knobs)
     if config.env.kind == 'jitted':
         model_config = make_model_config(config, vocab_size=len(env.vocab))
+        sharding.check_model(mesh, model_config)
         shown = config.info.placeholder
         placeholder = tuple(env.placeholder if shown is None else env.encode(shown))
-        rule = make_rule(config, graph_of(model_config), placeholder=placeholder, outcome_range=env.outcome_range)
+        rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
         return loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds), model_config
-    chat = Chat(train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=config.model.max_vocab))
+    chat = make_chat(config, env)
     model_config = make_model_config(config, vocab_size=chat.vocab_size)
-    placeholder = tuple(chat.encode(config.info.placeholder or env.placeholder))
-    rule = make_rule(config, graph_of(model_config), placeholder=placeholder, outcome_range=env.outcome_range)
-    return _hosted_loop(config, functools.partial(envs.make, config.env.name, **knobs), chat, rule, sizes), model_config
+    sharding.check_model(mesh, model_config)
+    shown = {'role': 'user', 'content': config.info.placeholder or env.placeholder}
+    placeholder = tuple(chat.content(shown))  # as feedback would be fed
+    rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
+    make_env = functools.partial(envs.make, config.env.name, **knobs)
+    return _hosted_loop(config, make_env, chat, rule, sizes, knobs.get('user')), model_config
 
 
-def _hosted_loop(config, make_env, chat, rule, sizes) -> loops.HostedLoop:
+def make_user(config: Any) -> dict[str, Any]:
+    """Returns {'user': who answers}, one for all rollouts, or {} where environments answer by themselves.
+
+    Raises:
+        ValueError: the environment has nobody to be played, or the user refuses a knob.
+    """
+    knobs = {name: value for name, value in config.user.items() if name != 'name'}
+    name = config.user.name or ('scripted' if config.user.model is None else 'openai')
+    user = users.make(name, **knobs)
+    if user is None:
+        return {}
+    if 'user' not in envs.knobs(config.env.name):
+        raise ValueError(
+            f'config.user.name = {name!r}: environment {config.env.name!r} has nobody who could be played; '
+            "set it to 'scripted'"
+        )
+    return {'user': user}
+
+
+def make_chat(config: Any, env: Any) -> Chat:
+    """Returns the chat of a checkpoint's own tokenizer, or of one trained on the environment's text.
+
+    Raises:
+        ValueError: there is no such checkpoint or tokenizer, its template cannot be used, or the environment has no
+            text to train one on.
+    """
+    if config.model.path is not None:
+        tokenizer = hub.load_tokenizer(config.model.path)
+    elif hasattr(env, 'corpus'):
+        tokenizer = train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=config.model.max_vocab)
+    else:
+        raise ValueError(
+            f'environment {config.env.name!r} teaches no words, so nothing can learn it from scratch: set '
+            'config.model.path to a checkpoint'
+        )
+    return Chat(
+        tokenizer,
+        keep_thinking=config.chat.keep_thinking,
+        enable_thinking=config.chat.enable_thinking,
+        tool_format=config.chat.tool_format,
+    )
+
+
+def _hosted_loop(config, make_env, chat, rule, sizes, user) -> loops.HostedLoop:
     roll = config.rollout
     limits = Limits(
         max_turns=make_env().max_turns,
@@ -56,18 +105,80 @@ def _hosted_loop(config, make_env, chat, rule, sizes) -> loops.HostedLoop:
         max_feedback_tokens=roll.max_feedback_tokens,
         max_bad_actions=roll.max_bad_actions,
     )
-    slots = roll.slots or sizes.num_prompts * sizes.group_size
-    engine = HostedRollout(make_env, chat, rule.graphdef, limits, num_slots=slots, chunk=roll.chunk)
-    return loops.HostedLoop(
-        make_env, chat, rule, sizes, engine, seed=config.seed, max_failed_fraction=roll.max_failed_fraction
+    slots, aside = _seats(config)
+    engine = HostedRollout(
+        make_env,
+        chat,
+        rule.graphdef,
+        limits,
+        num_slots=slots,
+        num_aside=aside,
+        chunk=roll.chunk,
+        num_workers=roll.workers,
+        call_seconds=roll.call_seconds,
+        retries=roll.retries,
+        rollout_mesh=rule.mesh,
+        cache_dtype=roll.cache_dtype,
     )
+    return loops.HostedLoop(
+        make_env, chat, rule, sizes, engine, seed=config.seed, max_failed_fraction=roll.max_failed_fraction, user=user
+    )
+
+
+def make_mesh(config: Any, sizes: loops.Sizes) -> jax.sharding.Mesh:
+    """Returns the mesh that a config describes.
+
+    Raises:
+        ValueError: it does not fit the devices, or the rows of a step do not fit it; the message has the numbers.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if config.num_seeds > 1 and mesh.size > 1:
+        raise ValueError(
+            f'config.num_seeds = {config.num_seeds} on the mesh {sharding.describe(mesh)}: seeds stand on an axis in '
+            'front of every weight and row, which is not divided; set config.mesh.data, fsdp and tensor to 1, or start '
+            'a run per seed'
+        )
+    sharding.check_rows(mesh, _rows(config, sizes))
+    return mesh
+
+
+def _rows(config, sizes) -> dict[str, int]:
+    """Returns how many rows each program of a run divides over its mesh, by what they are."""
+    prompts, group, updates = sizes.num_prompts, sizes.group_size, config.updates
+    count = prompts // updates.minibatches * group // updates.microbatches
+    how = 'batch.prompts / updates.minibatches * batch.group_size / updates.microbatches'
+    numbers = f'{prompts} / {updates.minibatches} * {group} / {updates.microbatches}'
+    rows = {f'rollouts of a microbatch ({how} = {numbers})': count}
+    if config.warmstart.steps and (config.model.path is None or config.warmstart.pretrained):
+        rows['examples of a warm-start step (warmstart.batch)'] = config.warmstart.batch
+    if config.env.kind == 'jitted':
+        rows['rollouts of an evaluation (eval.episodes, in whole groups)'] = sizes.eval_groups * group
+    else:
+        slots, aside = _seats(config)
+        rows['slots of the rollout (rollout.slots; 0 is batch.prompts * batch.group_size)'] = slots
+        rows['rollouts kept aside (rollout.aside, at most what the slots leave of a step)'] = aside
+    return rows
+
+
+def _seats(config) -> tuple[int, int]:
+    """Returns how many rollouts are decoded at once, and how many are kept aside on the device."""
+    rollouts = config.batch.prompts * config.batch.group_size
+    slots = config.rollout.slots or rollouts
+    aside = slots if config.rollout.aside == -1 else config.rollout.aside
+    return slots, min(aside, rollouts - slots)
 
 
 def make_model_config(config: Any, *, vocab_size: int) -> LMConfig:
     """Returns the architecture that a config describes."""
-    fields = config.model.to_dict()
-    fields.pop('max_vocab')
-    return LMConfig(vocab_size=vocab_size, **fields)
+    adapters = {'lora_rank': config.lora.rank, 'lora_alpha': config.lora.alpha}
+    if config.model.path is not None:
+        return hf.load_config(config.model.path, **_precision(config), **adapters)
+    fields = {name: value for name, value in config.model.items() if name not in ('max_vocab', 'path')}
+    return LMConfig(vocab_size=vocab_size, **fields, **adapters)
+
+
+def _precision(config):
+    return {name: config.model[name] for name in ('dtype', 'param_dtype', 'remat')}
 
 
 def graph_of(model_config: LMConfig) -> Any:
@@ -76,12 +187,17 @@ def graph_of(model_config: LMConfig) -> Any:
 
 
 def make_rule(
-    config: Any, graphdef: Any, *, placeholder: tuple[int, ...], outcome_range: float
+    config: Any,
+    model_config: LMConfig,
+    *,
+    placeholder: tuple[int, ...],
+    outcome_range: float,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> update_lib.UpdateRule:
     """Returns the update that a config describes."""
     info, loss, updates = config.info, config.loss, config.updates
     return update_lib.UpdateRule(
-        graphdef=graphdef,
+        graphdef=graph_of(model_config),
         optimizer=make_optimizer(config),
         estimator=estimators.get(config.advantage.estimator),
         hyper=dict(
@@ -112,6 +228,8 @@ def make_rule(
         epochs=updates.epochs,
         minibatches=updates.minibatches,
         microbatches=updates.microbatches,
+        mesh=mesh,
+        base_graphdef=graph_of(lora.base_of(model_config)) if config.lora.rank else None,
     )
 
 
@@ -129,17 +247,44 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
     )
 
 
-def make_state(loop: Any, model_config: LMConfig, key: jax.Array) -> TrainState:
-    """Returns the state of a run before its warm start."""
+def make_state(loop: Any, model_config: LMConfig, key: jax.Array, *, base: Any = None) -> TrainState:
+    """Returns the state of a run before its warm start.
 
-    def init(key):
+    Args:
+        loop: the run's.
+        model_config: of the model, adapters included.
+        key: of the run; [S] keys of several seeds.
+        base: nnx.State of a checkpoint (see ``load_base``) in place of random weights; donated.
+    """
+    rule = loop.rule
+
+    def init(key, base):
         model = Transformer(model_config, nnx.Rngs(jax.random.fold_in(key, INIT)))
-        params, run_key = nnx.split(model)[1], jax.random.fold_in(key, TRAIN)
-        return fresh_state(loop.rule.optimizer, params, run_key, keep_reference=bool(loop.rule.kl_coef))
+        params, frozen = nnx.split(model)[1], None
+        if model_config.lora_rank:
+            params, frozen = lora.split(params)
+            frozen = frozen if base is None else base
+        elif base is not None:
+            params = base
+        run_key = jax.random.fold_in(key, TRAIN)
+        state = fresh_state(rule.optimizer, params, run_key, keep_reference=bool(rule.kl_coef), frozen=frozen)
+        return sharding.by_name(state, rule.mesh)
 
-    return jax.jit(loop.over_seeds(init))(key)
+    return jax.jit(loop.over_seeds(init), donate_argnums=1)(key, base)
+
+
+def load_base(config: Any, loop: Any) -> Any:
+    """Returns nnx.State of the checkpoint that a config names, laid out on the run's mesh; None where it names none.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is not one that can be loaded.
+    """
+    if config.model.path is None:
+        return None
+    place = None if loop.rule.mesh.size == 1 else sharding.sharding_of(loop.rule.mesh)
+    return nnx.split(hf.load(config.model.path, sharding_of=place, **_precision(config)))[1]
 
 
 def state_template(loop: Any, model_config: LMConfig, key: jax.Array) -> TrainState:
-    """Returns the state's shapes, without allocating it."""
-    return jax.eval_shape(lambda k: make_state(loop, model_config, k), key)
+    """Returns the state's shapes and where they lie, without allocating it."""
+    return sharding.template(jax.eval_shape(lambda k: make_state(loop, model_config, k), key), loop.rule.mesh)

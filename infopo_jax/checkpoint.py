@@ -185,7 +185,8 @@ def _raw_template(leaf: Any) -> Any:
         return leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
     if isinstance(leaf, jax.Array):
         return jax.random.key_data(leaf)
-    return jax.eval_shape(jax.random.key_data, leaf)
+    words = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=leaf.sharding)
 
 
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:

@@ -22,7 +22,7 @@ from infopo_jax import config_rules
 ABSENT = '(absent)'  # stands in ``diff`` for a field that one side lacks
 
 # What may change when a run resumes: none of it alters the steps already taken.
-FREE_ON_RESUME = ('steps', 'profile', 'eval', 'log', 'checkpoint')
+FREE_ON_RESUME = ('steps', 'profile', 'mesh', 'eval', 'log', 'checkpoint')
 
 
 def base_config() -> config_dict.ConfigDict:
@@ -34,23 +34,52 @@ def base_config() -> config_dict.ConfigDict:
     c.profile = 0  # steps to profile with jax.profiler
 
     c.env = config_dict.ConfigDict()
-    c.env.name = 'intent'  # the world: 'intent' | 'probe' | 'retail'; see infopo_jax/envs
+    c.env.name = 'intent'  # the world: a name in infopo_jax.envs.ENVIRONMENTS
     c.env.kind = 'jitted'  # 'jitted': array environments inside XLA | 'hosted': text environments
     # Knobs: None leaves the environment's own default; one that the environment does not have is an error.
     c.env.num_slots = config_dict.placeholder(int)  # intent: slots of a request
     c.env.num_values = config_dict.placeholder(int)  # intent: values a slot can take
-    c.env.num_hidden = config_dict.placeholder(int)  # intent: slots that the prompt does not tell
+    c.env.num_hidden = config_dict.placeholder(int)  # intent: slots that the prompt does not tell; webshop: wishes
     c.env.ask_fraction = config_dict.placeholder(float)  # intent: share of asks among warm-start targets
     c.env.turn_limit = config_dict.placeholder(int)  # actions before the rollout is cut
-    c.env.reward = config_dict.placeholder(str)  # 'sparse' or 'share' of right slots
+    c.env.reward = config_dict.placeholder(str)  # 'sparse', 'share' of what was right, sokoban: 'ragen'
     c.env.turn_cost = config_dict.placeholder(float)  # taken from the outcome for each turn
     c.env.probe = config_dict.placeholder(str)  # probe: which of the known-answer worlds
-    c.env.level = config_dict.placeholder(int)  # retail: difficulty
+    c.env.level = config_dict.placeholder(int)  # difficulty
+    c.env.brief = config_dict.placeholder(bool)  # retail, colbench: a system prompt of a few lines, for tiny models
+    c.env.user_style = config_dict.placeholder(str)  # how scripted users talk, 'terse' and others: users/styles.py
+    c.env.gym = config_dict.placeholder(str)  # usergym: which gym; gymnasium: an id, or 'module:name'
+    c.env.data = config_dict.placeholder(str)  # usergym, colbench: path of published tasks; webshop_server: address
+    c.env.reward_line = config_dict.placeholder(bool)  # usergym, UserRL's gyms: show rewards in replies (a leak)
+    c.env.actions = config_dict.placeholder(str)  # gymnasium: action string of a call, see envs/gymnasium.py
+    c.env.prompt = config_dict.placeholder(str)  # gymnasium: what the agent is told first
+    c.env.domain = config_dict.placeholder(str)  # tau2: 'airline' | 'retail' | 'telecom' | 'telecom-solo'
+    c.env.solo = config_dict.placeholder(bool)  # tau2, telecom: the agent has the user's tools too, nobody to talk to
+    c.env.evaluation = config_dict.placeholder(str)  # tau2: 'all', or 'env' where no judge is at hand
+    c.env.python = config_dict.placeholder(str)  # tau2: interpreter that has the package; None: TAU2_PYTHON
+    c.env.data_dir = config_dict.placeholder(str)  # tau2: its data; None: TAU2_DATA_DIR
+    c.env.judge_model = config_dict.placeholder(str)  # tau2: language model that judges what cannot be computed
+    c.user = config_dict.ConfigDict()  # who answers in place of an environment's script; None leaves a knob's default
+    c.user.name = config_dict.placeholder(str)  # 'scripted' | 'openai'; None: 'openai' if user.model is set
+    c.user.model = config_dict.placeholder(str)  # openai: the model's name there
+    c.user.base_url = config_dict.placeholder(str)  # openai: the endpoint, up to and with its version
+    c.user.api_key_env = config_dict.placeholder(str)  # openai: environment variable that holds the key; '' sends none
+    c.user.temperature = config_dict.placeholder(float)  # openai: of sampling
+    c.user.max_tokens = config_dict.placeholder(int)  # openai: of an answer
+    c.user.timeout = config_dict.placeholder(float)  # openai: seconds that a request may take
+    c.user.retries = config_dict.placeholder(int)  # openai: further requests of a call that failed
+    c.user.concurrency = config_dict.placeholder(int)  # openai: requests under way at once
+    c.user.requests_per_minute = config_dict.placeholder(float)  # openai: 0 is no limit
+    c.user.cache_dir = config_dict.placeholder(str)  # openai: folder for replays
+    c.user.prompt_price = config_dict.placeholder(float)  # openai: of a million tokens, for the count of cost
+    c.user.completion_price = config_dict.placeholder(float)  # openai: likewise
+    c.user.send_seed = config_dict.placeholder(bool)  # openai: False for endpoints that refuse the field
     c.batch = config_dict.ConfigDict()
     c.batch.prompts = 32  # P, prompts per step
     c.batch.group_size = 8  # G, rollouts per prompt
 
-    c.model = config_dict.ConfigDict()  # path to a checkpoint comes with real checkpoints
+    c.model = config_dict.ConfigDict()
+    c.model.path = config_dict.placeholder(str)  # hosted: folder or hub id of a checkpoint; it then gives every size
     c.model.dim = 64  # width of the residual stream
     c.model.num_layers = 2  # decoder blocks
     c.model.num_heads = 4  # query heads
@@ -61,8 +90,23 @@ def base_config() -> config_dict.ConfigDict:
     c.model.norm_eps = 1e-6  # of RMSNorm
     c.model.tie_embeddings = True  # the output head is the embedding table
     c.model.qk_norm = False  # RMSNorm on queries and keys (Qwen3)
-    c.model.dtype = 'float32'  # compute dtype
+    c.model.dtype = 'float32'  # compute dtype: 'float32' | 'bfloat16'
+    c.model.param_dtype = 'float32'  # of weights that train; bfloat16 loses small updates
+    c.model.remat = False  # recompute layers in the backward pass: less memory, a third more time
     c.model.max_vocab = 512  # hosted, from scratch: largest vocabulary of the tokenizer trained on the world's text
+
+    c.lora = config_dict.ConfigDict()
+    c.lora.rank = 0  # above 0: only adapters of this rank train, and the base without them is the reference
+    c.lora.alpha = 16.0  # adapters are scaled by alpha / rank
+    c.chat = config_dict.ConfigDict()
+    c.chat.keep_thinking = True  # later turns see earlier thoughts, token for token; False is for evaluation and chat
+    c.chat.enable_thinking = config_dict.placeholder(bool)  # what the template is told; None leaves it to the template
+    c.chat.tool_format = 'auto'  # of calls: 'auto' (the template's) | 'hermes' | 'llama3' | 'mistral' | 'text'
+
+    c.mesh = config_dict.ConfigDict()  # devices along each axis; -1 takes what the others leave
+    c.mesh.data = -1  # copies of the weights; rows are divided over data and fsdp
+    c.mesh.fsdp = 1  # weights, gradients and optimizer state are split over it, and whole where they are used
+    c.mesh.tensor = 1  # splits heads, MLP and vocabulary; divides num_kv_heads
 
     c.rollout = config_dict.ConfigDict()
     c.rollout.temperature = 1.0  # of sampling; scores use the same
@@ -72,7 +116,12 @@ def base_config() -> config_dict.ConfigDict:
     c.rollout.max_tokens = 512  # hosted: L, trunk tokens per rollout
     c.rollout.max_bad_actions = 3  # malformed actions in a row that end a rollout with BAD_ACTION
     c.rollout.slots = 0  # hosted: rows decoded at once; 0 means all rollouts of a step
+    c.rollout.aside = -1  # hosted: rollouts kept on the device while others use their slots; -1: as many as slots
     c.rollout.chunk = 8  # hosted: decode steps per dispatch
+    c.rollout.cache_dtype = config_dict.placeholder(str)  # hosted: of keys and values, 'int8' too; None: model.dtype
+    c.rollout.workers = 16  # hosted: environments that are asked at once
+    c.rollout.call_seconds = 120.0  # hosted: most that a call to an environment may take
+    c.rollout.retries = 1  # hosted: times that a rollout is begun again after its environment or user failed
     c.rollout.max_failed_fraction = 0.2  # more failed rollouts than this share of a batch stops the run
 
     c.info = config_dict.ConfigDict()
@@ -116,6 +165,7 @@ def base_config() -> config_dict.ConfigDict:
     c.optim.clip_norm = 1.0  # largest global gradient norm
     c.warmstart = config_dict.ConfigDict()
     c.warmstart.steps = 300  # supervised steps before step 0 (syntax, never strategy); 0 skips them
+    c.warmstart.pretrained = False  # also for a model that comes from model.path
     c.warmstart.batch = 128  # examples per supervised step
     c.warmstart.lr = 2e-3  # its learning rate
     c.eval = config_dict.ConfigDict()

@@ -10,6 +10,10 @@ Fields = dict[str, Any]  # {'optim.lr': 3e-4, ...}
 CHOICES: dict[str, tuple[str, ...]] = {
     'env.kind': ('jitted', 'hosted'),
     'model.dtype': ('float32', 'bfloat16'),
+    'model.param_dtype': ('float32', 'bfloat16'),
+    'rollout.cache_dtype': ('float32', 'bfloat16', 'int8'),
+    'user.name': ('scripted', 'openai'),
+    'chat.tool_format': ('auto', 'hermes', 'llama3', 'mistral', 'text'),
     'info.baseline': ('group', 'turn', 'none'),
     'info.norm': ('turn', 'token'),
     'info.kind': ('log_ratio', 'kl'),
@@ -27,13 +31,19 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[1, inf]', 'model.dim model.num_layers model.num_heads model.num_kv_heads model.head_dim model.mlp_dim'),
     ('[1, inf]', 'rollout.max_action_tokens rollout.max_feedback_tokens rollout.max_prompt_tokens rollout.max_tokens'),
     ('[1, inf]', 'rollout.max_bad_actions rollout.chunk env.turn_limit model.max_vocab'),
+    ('[1, inf]', 'rollout.workers'),
+    ('[-1, inf]', 'rollout.aside'),
+    ('[0, inf]', 'rollout.retries lora.rank user.retries user.requests_per_minute'),
+    ('[1, inf]', 'user.max_tokens user.concurrency'),
+    ('[0, inf)', 'user.temperature user.prompt_price user.completion_price'),
+    ('[-1, inf]', 'mesh.data mesh.fsdp mesh.tensor'),
     ('[0, 1]', 'rollout.max_failed_fraction'),
     ('[0, 1)', 'optim.b1 optim.b2'),
     ('(0, 1]', 'loss.clip_low'),
     ('[0, inf)', 'info.weight info.weight_decay info.std_floor loss.kl_coef loss.entropy_coef'),
     ('[0, inf)', 'updates.importance_cap optim.weight_decay optim.warmup_steps eval.temperature'),
     ('(0, inf)', 'rollout.temperature info.gate_temperature model.rope_theta model.norm_eps'),
-    ('(0, inf)', 'optim.lr optim.eps warmstart.lr'),
+    ('(0, inf)', 'optim.lr optim.eps warmstart.lr rollout.call_seconds lora.alpha user.timeout'),
     ('(0, inf]', 'loss.clip_high optim.clip_norm'),  # infinity switches the clip off
     ('(1, inf]', 'loss.dual_clip'),
 )
@@ -46,7 +56,8 @@ def problems(fields: Fields) -> list[str]:
         fields: every field of ``base_config``, flat, of the declared types.
     """
     single = [*_bad_choices(fields), *_bad_ranges(fields)]
-    return single or [*_bad_batch(fields), *_bad_model(fields), *_bad_rollout(fields), *_bad_rest(fields)]
+    together = (_bad_batch, _bad_model, _bad_mesh, _bad_rollout, _bad_rest)
+    return single or [line for check in together for line in check(fields)]
 
 
 def _line(fields: Fields, field: str, constraint: str) -> str:
@@ -55,7 +66,7 @@ def _line(fields: Fields, field: str, constraint: str) -> str:
 
 def _bad_choices(fields: Fields) -> Iterator[str]:
     for field, names in CHOICES.items():
-        if fields[field] not in names:
+        if fields[field] is not None and fields[field] not in names:
             nearest = difflib.get_close_matches(fields[field], names, n=1, cutoff=0.0)[0]
             yield _line(fields, field, f'did you mean {nearest!r}? One of {", ".join(names)}')
 
@@ -97,11 +108,26 @@ def _bad_batch(fields: Fields) -> Iterator[str]:
 
 
 def _bad_model(fields: Fields) -> Iterator[str]:
+    if fields['model.path'] is not None and fields['env.kind'] == 'jitted':
+        yield _line(
+            fields, 'model.path', "needs config.env.kind = 'hosted': others have their own words"
+        )
     heads = fields['model.num_heads']
     if heads % fields['model.num_kv_heads']:
         yield _line(fields, 'model.num_kv_heads', f'must divide config.model.num_heads = {heads}')
     if fields['model.head_dim'] % 2:
         yield _line(fields, 'model.head_dim', 'must be even, rotary embeddings turn pairs')
+
+
+def _bad_mesh(fields: Fields) -> Iterator[str]:
+    """What needs no devices to be seen; the rest is checked when the mesh is made."""
+    axes = ('mesh.data', 'mesh.fsdp', 'mesh.tensor')
+    filled = [axis for axis in axes if fields[axis] == -1]
+    for axis in axes:
+        if fields[axis] == 0:
+            yield _line(fields, axis, 'must be at least 1, or -1 for what the other axes leave')
+        elif axis in filled[1:]:
+            yield _line(fields, axis, f'config.{filled[0]} is -1 already; one axis takes what the others leave')
 
 
 def _bad_rollout(fields: Fields) -> Iterator[str]:

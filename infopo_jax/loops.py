@@ -1,6 +1,7 @@
 """The two ways to run a step behind one face: environments inside XLA, and hosted text environments.
 
-A loop has four methods: ``warm_start``, ``step``, ``evaluate`` and ``decode``. ``train`` calls them and knows no more.
+A loop has five methods: ``check_trainable``, ``warm_start``, ``step``, ``evaluate`` and ``decode``. ``train`` calls
+them and knows no more.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from infopo_jax import evaluate as evaluate_lib, update as update_lib, warmstart
-from infopo_jax.rollout import hosted, jitted
+from infopo_jax import evaluate as evaluate_lib, sharding, update as update_lib, warmstart
+from infopo_jax.rollout import batches, hosted, jitted
 from infopo_jax.state import TrainState
 
 Progress = Callable[[int, float], None]
@@ -56,6 +57,9 @@ class JittedLoop:
         self._step = jax.jit(self.over_seeds(self.one_step), donate_argnums=0)
         self._evaluate = jax.jit(self.over_seeds(self.one_evaluation))
 
+    def check_trainable(self) -> None:
+        """Array environments can always be trained on."""
+
     def over_seeds(self, function):
         """Maps a function over the leading seed axis of all its arguments."""
         return jax.vmap(function) if self.num_seeds > 1 else function
@@ -63,12 +67,15 @@ class JittedLoop:
     def warm_start(self, params: Any, key: jax.Array, *, steps: int, batch: int, lr: float, progress: Progress) -> Any:
         """Returns warm-started parameters; ``progress`` is called with the steps done and the loss."""
         tx, rule = warmstart.optimizer(lr, steps), self.rule
-        opt_state = jax.jit(self.over_seeds(tx.init))(params)
+        init = functools.partial(warmstart.init_optimizer, tx, mesh=rule.mesh)
+        opt_state = jax.jit(self.over_seeds(init))(params)
         stretch = max(1, steps // 10)
 
         @functools.cache
         def stretch_of(size):
-            run = warmstart.array_steps(rule.graphdef, self.env, tx, steps=size, batch=batch)
+            run = warmstart.array_steps(
+                rule.base_graphdef or rule.graphdef, self.env, tx, steps=size, batch=batch, mesh=rule.mesh
+            )
             run = jax.vmap(run, in_axes=(0, 0, 0, None)) if self.num_seeds > 1 else run
             return jax.jit(run, donate_argnums=(0, 1))
 
@@ -81,14 +88,11 @@ class JittedLoop:
     def one_step(self, state: TrainState):
         """One whole training step of one seed; traceable."""
         key = jax.random.fold_in(state.key, state.step)
-        turns = jitted.rollout(
-            nnx.merge(self.rule.graphdef, state.params),
-            self.env,
+        turns = self._rollout(
+            state.weights,
             jax.random.fold_in(key, ROLLOUT),
             num_prompts=self.sizes.num_prompts,
-            group_size=self.sizes.group_size,
             temperature=self.sizes.temperature,
-            max_bad_actions=self.sizes.max_bad_actions,
         )
         return update_lib.update(self.rule, state, turns, jax.random.fold_in(key, UPDATE))
 
@@ -104,21 +108,17 @@ class JittedLoop:
 
     def one_evaluation(self, params: Any, key: jax.Array, step: jax.Array):
         """Held-out metrics, and a look at the first groups; traceable."""
-        model = nnx.merge(self.rule.graphdef, params)
         size = self.sizes.group_size
-        turns = jitted.rollout(
-            model,
-            self.env,
+        turns = self._rollout(
+            params,
             key,
             num_prompts=self.sizes.eval_groups,
-            group_size=size,
             split='test',
             temperature=self.sizes.eval_temperature,
-            max_bad_actions=self.sizes.max_bad_actions,
         )
         metrics = evaluate_lib.eval_metrics(turns, group_size=size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
-        return metrics, evaluate_lib.look(self.rule, model, first, key, step)
+        return metrics, evaluate_lib.look(self.rule, self.rule.model(params), first, key, step)
 
     def evaluate(self, params: Any, key: jax.Array, step: jax.Array):
         """Returns held-out metrics and a ``Look`` (of the first seed)."""
@@ -130,6 +130,18 @@ class JittedLoop:
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""
         return self.env.decode(ids)
+
+    def _rollout(self, params, key, **settings):
+        mesh = self.rule.mesh  # one program, one mesh
+        return jitted.rollout(
+            nnx.merge(self.rule.graphdef, sharding.publish(params, mesh)),
+            self.env,
+            key,
+            group_size=self.sizes.group_size,
+            max_bad_actions=self.sizes.max_bad_actions,
+            rollout_mesh=mesh,
+            **settings,
+        )
 
 
 class HostedLoop:
@@ -143,18 +155,23 @@ class HostedLoop:
         engine: plays the rollouts.
         seed: of the host's randomness: which tasks, which wording.
         max_failed_fraction: more failed rollouts than this share of a batch stop the run.
+        user: who answers in place of the environment's script; what it counts is logged.
     """
 
     num_seeds = 1
 
-    def __init__(self, make_env, chat, rule, sizes: Sizes, engine, *, seed: int, max_failed_fraction: float):
+    def __init__(self, make_env, chat, rule, sizes: Sizes, engine, *, seed: int, max_failed_fraction: float, user=None):
         self.make_env, self.chat, self.rule, self.sizes, self.engine = make_env, chat, rule, sizes, engine
-        self.seed, self.max_failed_fraction = seed, max_failed_fraction
-        self.ladder = hosted.Ladder.of(engine.limits, num_placeholder=len(rule.placeholder), horizon=rule.horizon)
+        self.seed, self.max_failed_fraction, self.user = seed, max_failed_fraction, user
+        self.ladder = batches.Ladder.of(engine.limits, num_placeholder=len(rule.placeholder), horizon=rule.horizon)
         env = make_env()
         self.tasks = {split: list(env.tasks(split)) for split in ('train', 'test')}
         self._update = jax.jit(self._update_one, donate_argnums=0, static_argnames=('branch_len', 'target_len'))
         self._look = jax.jit(self._look_one, static_argnames=('branch_len', 'target_len'))
+
+    def check_trainable(self) -> None:
+        """Raises ValueError where the chat's rows are not what was sampled."""
+        self.chat.check_trainable()
 
     def over_seeds(self, function):
         """Hosted runs have no seed axis."""
@@ -164,10 +181,10 @@ class HostedLoop:
         """Returns warm-started parameters; ``progress`` is called with the steps done and the loss."""
         del key  # the examples come from the host's randomness
         return warmstart.run_text(
-            self.rule.graphdef, params, self.make_env(), self.chat,
+            self.rule.base_graphdef or self.rule.graphdef, params, self.make_env(), self.chat,
             seed=self.seed, steps=steps, batch=batch, lr=lr,
             max_len=self.engine.limits.max_tokens, max_targets=self.engine.limits.max_action_tokens,
-            progress=progress,
+            progress=progress, mesh=self.rule.mesh,
         )  # fmt: skip
 
     def step(self, state: TrainState):
@@ -178,10 +195,11 @@ class HostedLoop:
         rng = random.Random(f'tasks {self.seed} {step}')
         tasks = rng.choices(self.tasks['train'], k=self.sizes.num_prompts)
         turns, clock = self._rollout(
-            state.params, jax.random.fold_in(key, ROLLOUT), tasks, rng.getrandbits(31), self.sizes.temperature
+            state.weights, jax.random.fold_in(key, ROLLOUT), tasks, rng.getrandbits(31), self.sizes.temperature
         )
         rolled = time.perf_counter()
         (branch_len, target_len), turns = self.ladder.fit(turns, self.rule.placeholder, self.rule.horizon)
+        turns = sharding.rows(turns, self.rule.mesh)
         state, metrics = self._update(
             state, turns, jax.random.fold_in(key, UPDATE), branch_len=branch_len, target_len=target_len
         )
@@ -198,6 +216,10 @@ class HostedLoop:
             'seconds_decode': clock.decode,
             'seconds_extend': clock.extend,
             'seconds_env': clock.env,
+            'seconds_wait': clock.wait,
+            'retried': clock.retried,
+            'masked': clock.masked,
+            **({} if self.user is None else {f'user_{name}': count for name, count in self.user.counters().items()}),
             'seconds_update': end - rolled,
         }  # fmt: skip
 
@@ -227,7 +249,7 @@ class HostedLoop:
                 f'{self.max_failed_fraction}; the first, task {failed[0].task!r}: {failed[0].error_text}'
             )
         limits = self.engine.limits
-        return hosted.to_turns(dialogues, limits.max_tokens, limits.max_turns), clock
+        return batches.to_turns(dialogues, limits.max_tokens, limits.max_turns), clock
 
     def _update_one(self, state, turns, key, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
@@ -235,7 +257,7 @@ class HostedLoop:
 
     def _look_one(self, params, turns, key, step, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
-        return evaluate_lib.look(rule, nnx.merge(rule.graphdef, params), turns, key, step)
+        return evaluate_lib.look(rule, rule.model(params), turns, key, step)
 
 
 def seed_keys(seed: int, num_seeds: int) -> jax.Array:

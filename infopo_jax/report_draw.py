@@ -43,6 +43,8 @@ def _y_range(figure: Figure) -> tuple[float, float]:
     values = np.concatenate([one.values[np.isfinite(one.values)] for one in figure.curves])
     low = float(values.min()) if figure.low is None else figure.low
     high = float(values.max()) if figure.high is None else figure.high
+    if figure.high is None:
+        high = max(low, high)  # a KL of 0 may be rounded to just below its bound
     pad = 0.06 * (high - low) or 0.5
     return low if figure.low is not None else low - pad, high if figure.high is not None else high + pad
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from infopo_jax.lm import lora
 from infopo_jax.types import pytree_dataclass
 
 
@@ -16,18 +17,30 @@ from infopo_jax.types import pytree_dataclass
 class TrainState:
     """What a training step takes and returns; with several seeds every leaf has a leading seed axis."""
 
-    params: Any  # nnx.State of the policy
+    params: Any  # nnx.State of what trains: the policy, or its adapters
     reference: Any  # nnx.State of the policy after the warm start; None when the KL coefficient is 0
     opt_state: Any
     key: jax.Array  # typed key of the run; a step folds in its number
     step: jax.Array  # [] int32, steps done
     bad_updates: jax.Array  # [] int32, refused updates in a row
+    frozen: Any = None  # nnx.State of the base under adapters, which is the reference too; None: everything trains
+
+    @property
+    def weights(self) -> Any:
+        """nnx.State of the whole policy."""
+        return join(self.params, self.frozen)
+
+
+def join(params: Any, frozen: Any) -> Any:
+    """Returns the whole policy's parameters of those that train and those that do not."""
+    return params if frozen is None else lora.join(params, frozen)
 
 
 def fresh_state(
-    optimizer: optax.GradientTransformation, params: Any, key: jax.Array, *, keep_reference: bool
+    optimizer: optax.GradientTransformation, params: Any, key: jax.Array, *, keep_reference: bool, frozen: Any = None
 ) -> TrainState:
-    """Returns the state before the first step; the reference is the policy as it is now."""
+    """Returns the state before the first step; the reference is the policy as it is now, with adapters their base."""
+    keep_reference = keep_reference and frozen is None
     return TrainState(
         params=params,
         reference=jax.tree.map(jnp.copy, params) if keep_reference else None,
@@ -35,6 +48,7 @@ def fresh_state(
         key=key,
         step=jnp.int32(0),
         bad_updates=jnp.int32(0),
+        frozen=frozen,
     )
 
 
@@ -43,8 +57,13 @@ def step_of(state: TrainState) -> int:
     return int(np.max(jax.device_get(state.step)))
 
 
-def pure(state: TrainState) -> dict[str, Any]:
-    """Returns the state as nested dicts of arrays, under names that do not depend on Flax's classes."""
+def pure(state: TrainState, *, with_frozen: bool = True) -> dict[str, Any]:
+    """Returns the state as nested dicts of arrays, under names that do not depend on Flax's classes.
+
+    Args:
+        state: of a run.
+        with_frozen: False leaves out a frozen base, for a checkpoint whose base can be loaded from where it came.
+    """
     leaves = {
         'params': nnx.to_pure_dict(state.params),
         'opt_state': jax.tree.map(_unwrap, state.opt_state, is_leaf=_is_state),
@@ -52,12 +71,13 @@ def pure(state: TrainState) -> dict[str, Any]:
         'step': state.step,
         'bad_updates': state.bad_updates,
     }
-    return leaves | ({} if state.reference is None else {'reference': nnx.to_pure_dict(state.reference)})
+    others = {'reference': state.reference, 'frozen': state.frozen if with_frozen else None}
+    return leaves | {name: nnx.to_pure_dict(part) for name, part in others.items() if part is not None}
 
 
 def nnx_state(values: dict[str, Any], template: TrainState) -> TrainState:
-    """Undoes ``pure``: leaves stand in the same order in both."""
-    leaves = pure(template)
+    """Undoes ``pure``: leaves stand in the same order in both. What was left out is taken from the template."""
+    leaves = pure(template, with_frozen='frozen' in values)
     assert jax.tree.structure(leaves) == jax.tree.structure(values)
     fields = {}
     for name, value in values.items():

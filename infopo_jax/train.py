@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infopo_jax import build, config as config_lib, loops, report, samples
+from infopo_jax import build, config as config_lib, loops, report, samples, sharding
 from infopo_jax.checkpoint import Checkpointer
+from infopo_jax.lm.config import LMConfig
 from infopo_jax.logger import Logger
-from infopo_jax.state import nnx_state, pure, step_of
+from infopo_jax.state import TrainState, nnx_state, pure, step_of
 
 
 class TrainingStopped(ValueError):
@@ -37,6 +38,7 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
     """
     # --- Build: environment, model, update rule, one loop for its kind of rollout.
     loop, model_config = build.make_loop(config)
+    loop.check_trainable()
     key = loops.seed_keys(config.seed, config.num_seeds)
     checkpointer = Checkpointer(workdir)
     logger = Logger(workdir, interval=config.log.interval, total_steps=config.steps, tensorboard=config.log.tensorboard)
@@ -91,6 +93,17 @@ def evaluate(config: Any, workdir: str, *, best: bool = False) -> dict[str, Any]
     Raises:
         ValueError: there is no checkpoint, or another field differs from it.
     """
+    loop, _, state = open_run(config, workdir, best=best)
+    key = loops.seed_keys(config.seed, config.num_seeds)
+    metrics, _ = loop.evaluate(state.weights, _eval_keys(loop, key), state.step)
+    return {'step': step_of(state)} | metrics
+
+
+def open_run(config: Any, workdir: str, *, best: bool = False) -> tuple[Any, LMConfig, TrainState]:
+    """Returns the loop, the architecture and the state of a run's checkpoint.
+
+    Args, Raises: see ``evaluate``.
+    """
     checkpointer = Checkpointer(workdir)
     saved = checkpointer.config()
     if saved is None:
@@ -99,10 +112,8 @@ def evaluate(config: Any, workdir: str, *, best: bool = False) -> dict[str, Any]
     config_lib.check_resume(saved | free, config)
     loop, model_config = build.make_loop(config)
     key = loops.seed_keys(config.seed, config.num_seeds)
-    template = build.state_template(loop, model_config, key)
-    state = nnx_state((checkpointer.restore_best if best else checkpointer.restore)(pure(template))[0], template)
-    metrics, _ = loop.evaluate(state.params, _eval_keys(loop, key), state.step)
-    return {'step': step_of(state)} | metrics
+    restore = checkpointer.restore_best if best else checkpointer.restore
+    return loop, model_config, _read(config, loop, model_config, key, restore)
 
 
 def _restore(config, workdir, loop, model_config, key, checkpointer):
@@ -110,18 +121,31 @@ def _restore(config, workdir, loop, model_config, key, checkpointer):
     saved = checkpointer.config()
     if saved is not None:
         config_lib.check_resume(saved, config)
-        template = build.state_template(loop, model_config, key)
-        return nnx_state(checkpointer.restore(pure(template))[0], template), False
+        return _read(config, loop, model_config, key, checkpointer.restore), False
     for name in ('metrics.jsonl', 'rollouts.jsonl'):  # a run that died before its first checkpoint
         (pathlib.Path(workdir) / name).unlink(missing_ok=True)
     path = pathlib.Path(workdir) / 'config.json'
     path.write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n', encoding='utf-8')
-    return build.make_state(loop, model_config, key), True
+    return build.make_state(loop, model_config, key, base=build.load_base(config, loop)), True
+
+
+def _read(config, loop, model_config, key, restore):
+    """Returns the state that a checkpoint holds; a frozen base that it need not hold is loaded from where it came."""
+    template = build.state_template(loop, model_config, key)
+    state = nnx_state(restore(pure(template, with_frozen=_holds_base(config)))[0], template)
+    if state.frozen is None or _holds_base(config):
+        return state
+    return dataclasses.replace(state, frozen=build.load_base(config, loop))
+
+
+def _holds_base(config) -> bool:
+    """Whether checkpoints hold the base under adapters: not if it can be loaded again as it was."""
+    return config.model.path is None or config.warmstart.pretrained
 
 
 def _warm_start(config, loop, state, key):
     warm = config.warmstart
-    if not warm.steps:
+    if not warm.steps or (config.model.path is not None and not warm.pretrained):
         return state
     start = time.perf_counter()
 
@@ -134,7 +158,10 @@ def _warm_start(config, loop, state, key):
         )
 
     keys = loop.over_seeds(lambda k: jax.random.fold_in(k, build.WARM_START))(key)
-    params = loop.warm_start(state.params, keys, steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress)
+    settings = dict(steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress)
+    if state.frozen is not None:  # adapters learn afterwards, on what the base has learnt here
+        return dataclasses.replace(state, frozen=loop.warm_start(state.frozen, keys, **settings))
+    params = loop.warm_start(state.params, keys, **settings)
     reference = None if state.reference is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, reference=reference)
 
@@ -142,7 +169,7 @@ def _warm_start(config, loop, state, key):
 def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:
     step = step_of(state)
     start = time.perf_counter()
-    metrics, look = loop.evaluate(state.params, _eval_keys(loop, key), state.step)
+    metrics, look = loop.evaluate(state.weights, _eval_keys(loop, key), state.step)
     logger.log(step, metrics | {'seconds': time.perf_counter() - start}, phase='eval')
     if config.log.rollouts:
         rows = samples.sample_rows(
@@ -159,7 +186,8 @@ def _eval_keys(loop, key):
 
 def _save(checkpointer, config, loop, state, metrics):
     metric = None if metrics is None else float(np.mean(metrics['success']))
-    checkpointer.save(step_of(state), pure(state), config_dict=config_lib.to_dict(config), metric=metric)
+    values = pure(state, with_frozen=_holds_base(config))
+    checkpointer.save(step_of(state), values, config_dict=config_lib.to_dict(config), metric=metric)
 
 
 def _due(step: int, interval: int) -> bool:
@@ -178,13 +206,15 @@ def _stop_if_broken(config, step, metrics):
 
 
 def _header(logger, config, loop, model_config, state):
-    params = sum(x.size for x in jax.tree.leaves(state.params)) // config.num_seeds
+    weights, trained = (sum(x.size for x in jax.tree.leaves(p)) for p in (state.weights, state.params))
     logger.header(
-        num_params=params,
+        num_params=weights // config.num_seeds,
         environment=f'{config.env.name} ({config.env.kind})',
         estimator=config.advantage.estimator,
         batch=f'{config.batch.prompts} prompts x {config.batch.group_size} rollouts',
+        trained=f'{trained // config.num_seeds:,} parameters' + (' (adapters)' if state.frozen is not None else ''),
         seeds=config.num_seeds,
+        mesh=sharding.describe(loop.rule.mesh),
     )
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from infopo_jax import info_gain, losses, metrics as metrics_lib, score
+from infopo_jax import info_gain, losses, metrics as metrics_lib, score, sharding, state as state_lib
 from infopo_jax.state import TrainState
 from infopo_jax.types import Credit, Signals, Turns, pytree_dataclass
 
@@ -47,6 +46,19 @@ class UpdateRule:
     microbatches: int = 1
     branch_len: int | None = None  # static bounds; see packing.pack
     target_len: int | None = None
+    mesh: jax.sharding.Mesh | None = None  # of the update: its rows, and the state by the names in it
+
+    base_graphdef: Any = None  # of the model without adapters, where only these train
+
+    def model(self, weights: Any) -> Any:
+        """Returns the model of the whole policy's parameters, to be run over rows."""
+        return sharding.merge(self.graphdef, weights, self.mesh)
+
+    def reference_model(self, reference: Any, frozen: Any) -> Any:
+        """Returns the reference, to be run over rows: with adapters it is their base, and there is no copy."""
+        if frozen is None:
+            return sharding.merge(self.graphdef, reference, self.mesh)
+        return sharding.merge(self.base_graphdef, frozen, self.mesh)
 
     @property
     def single(self) -> bool:
@@ -84,12 +96,12 @@ def update(
         and optimizer as they were and counts in ``state.bad_updates``.
     """
     estimate_key, order_key = jax.random.split(key)
+    turns = sharding.rows(turns, rule.mesh)
     if rule.single:
         batch = Batch(turns)
         state, metrics = _apply(rule, state, batch, estimate_key)
     else:
-        model = nnx.merge(rule.graphdef, state.params)
-        batch, metrics = _score_batch(rule, model, turns, estimate_key, state.step)
+        batch, metrics = _score_batch(rule, rule.model(state.weights), turns, estimate_key, state.step)
         state, more = _passes(rule, state, batch, order_key)
         metrics = metrics | more
     metrics = metrics | metrics_lib.rollout_metrics(turns)
@@ -159,8 +171,8 @@ def _score_batch(rule, model, turns, key, step):
     if k == 1:
         scores = part(turns)
     else:
-        scores = jax.lax.map(part, _split_rows(turns, k * rule.minibatches))
-        scores = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), scores)
+        scores = jax.lax.map(part, _split_rows(turns, k * rule.minibatches, rule.mesh))
+        scores = sharding.rows(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), scores), rule.mesh)
     out, _, _, metrics = credit(rule, scores, turns, key, step)
     metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(scores.logp, turns.sampled_logp, out.loss_mask)}
     weight = None
@@ -175,7 +187,8 @@ def _passes(rule, state, batch, key):
 
     def one(state, order):
         rows = (order[:, None] * rule.group_size + jnp.arange(rule.group_size)).reshape(-1)
-        return _apply(rule, state, jax.tree.map(lambda a: a[rows], batch), key)
+        minibatch = jax.tree.map(lambda a: a[rows], batch)
+        return _apply(rule, state, sharding.rows(minibatch, rule.mesh), key)
 
     orders = jax.vmap(lambda k: jax.random.permutation(k, groups))(jax.random.split(key, rule.epochs))
     orders = orders.reshape(rule.epochs * rule.minibatches, groups // rule.minibatches)
@@ -184,9 +197,10 @@ def _passes(rule, state, batch, key):
     return state, last | {'skipped': jnp.sum(metrics['skipped'])}
 
 
-def _split_rows(tree, num_parts):
-    """Returns the rows [N, ...] in parts [num_parts, N / num_parts, ...]."""
-    return jax.tree.map(lambda a: a.reshape(num_parts, a.shape[0] // num_parts, *a.shape[1:]), tree)
+def _split_rows(tree, num_parts, mesh):
+    """Returns the rows [N, ...] in parts [num_parts, N / num_parts, ...], each of them over the whole mesh."""
+    parts = jax.tree.map(lambda a: a.reshape(num_parts, a.shape[0] // num_parts, *a.shape[1:]), tree)
+    return sharding.rows(parts, mesh, axis=1)
 
 
 def _apply(rule, state, batch, key):
@@ -196,13 +210,14 @@ def _apply(rule, state, batch, key):
     grad_fn = jax.grad(functools.partial(_loss, rule), has_aux=True)
 
     def part(micro):
-        return grad_fn(state.params, state.reference, micro, denominator, key, state.step)
+        grads, metrics = grad_fn(state.params, state.frozen, state.reference, micro, denominator, key, state.step)
+        return sharding.by_name(grads, rule.mesh), metrics
 
     k = rule.microbatches
     if k == 1:
         grads, metrics = part(batch)
     else:
-        micros = _split_rows(batch, k)
+        micros = _split_rows(batch, k, rule.mesh)
         zeros = jax.tree.map(jnp.zeros_like, state.params)
 
         def add(total, item):
@@ -236,13 +251,14 @@ def _guarded_step(rule, state, grads, metrics):
     state = dataclasses.replace(
         state, params=keep(params, state.params), opt_state=keep(opt_state, state.opt_state), bad_updates=bad
     )
-    return state, metrics | {'grad_norm': norm, 'skipped': 1.0 - finite, 'bad_updates': bad}
+    metrics = metrics | {'grad_norm': norm, 'skipped': 1.0 - finite, 'bad_updates': bad}
+    return sharding.by_name(state, rule.mesh), metrics
 
 
-def _loss(rule, params, reference, batch, denominator, key, step):
+def _loss(rule, params, frozen, reference, batch, denominator, key, step):
     """Returns the loss of a microbatch, its share of the whole batch's, and metrics."""
-    model = nnx.merge(rule.graphdef, params)
-    ref_model = nnx.merge(rule.graphdef, reference) if rule.kl_coef else None
+    model = rule.model(state_lib.join(params, frozen))
+    ref_model = rule.reference_model(reference, frozen) if rule.kl_coef else None
     turns = batch.turns
     fused = batch.advantage is None
     scores = score_turns(rule, model, turns, paired=fused and rule.needs_gain, reference=ref_model)

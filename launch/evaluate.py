@@ -1,11 +1,5 @@
-"""Evaluates a checkpoint on held-out tasks: python launch/evaluate.py --workdir=runs/<run>
+"""Evaluates a checkpoint on held-out tasks: python launch/evaluate.py --workdir=runs/<run>"""
 
-This file is also the config file that the command line reads: ``get_config`` returns the run's own config, so that
-fields are overridden and checked as in training.
-"""
-
-import argparse
-import functools
 import json
 import pathlib
 import sys
@@ -13,7 +7,7 @@ import sys
 # Run from a clone, installed or not: the package beside this folder is the one that is meant.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import command_line
+import run_folder
 
 USAGE = """
 Evaluates a checkpoint of a run on held-out tasks, prints the result and writes eval.json into the run's folder.
@@ -31,13 +25,6 @@ Evaluates a checkpoint of a run on held-out tasks, prints the result and writes 
 
 With fields as the run has them, the numbers are those of the run's own evaluation at that step.
 """
-
-
-def get_config(workdir: str):
-    """Returns the config of the run in ``workdir``; ``command_line`` reads it as --config=evaluate.py:WORKDIR."""
-    from infopo_jax import config
-
-    return config.from_dict(json.loads((pathlib.Path(workdir) / 'config.json').read_text(encoding='utf-8')))
 
 
 def main(config, workdir: str, *, checkpoint: str) -> None:
@@ -78,28 +65,9 @@ def _values(metric):
 
 
 def run(argv: list[str]) -> int:
-    """Reads --workdir and --checkpoint, and leaves the fields to the command line that all launchers share."""
-    if any(word.lstrip('-') in ('h', 'help', 'helpfull', 'helpshort') for word in argv[1:]):
-        print(USAGE.strip())
-        return 0
-    parser = argparse.ArgumentParser(prog=argv[0], add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument('--workdir')
-    parser.add_argument('--checkpoint', default='best', choices=('best', 'last'))
-    try:
-        own, rest = parser.parse_known_args(argv[1:])
-    except argparse.ArgumentError as error:
-        return _complain(str(error))
-    if own.workdir is None:
-        return _complain('which run? Pass --workdir=FOLDER, a folder that launch/train.py wrote')
-    if not (pathlib.Path(own.workdir) / 'config.json').is_file():
-        return _complain(f'--workdir={own.workdir} holds no config.json; pass a folder that launch/train.py wrote')
-    program = [argv[0], f'--config={__file__}:{own.workdir}', f'--workdir={own.workdir}', *rest]
-    return command_line.run(functools.partial(main, checkpoint=own.checkpoint), program, usage=USAGE)
-
-
-def _complain(message: str) -> int:
-    print(f'error: {message}', file=sys.stderr)
-    return command_line.USER_ERROR
+    """Runs the command line; returns the exit code."""
+    options = {'checkpoint': {'default': 'best', 'choices': ('best', 'last')}}
+    return run_folder.run(main, argv, usage=USAGE, options=options)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,10 @@
 """Hosted rollouts: the row holds what was fed and sampled, and who sits in which slot changes nothing."""
 
 import dataclasses
+import random
+import threading
 import time
+from typing import ClassVar
 
 import builders
 import jax
@@ -15,9 +18,11 @@ from talk import Colour, tiny_chat
 
 from infopo_jax import packing, score
 from infopo_jax.loops import HostedLoop, Sizes
-from infopo_jax.rollout.dialogue import Limits, UserFailed
-from infopo_jax.rollout.hosted import HostedRollout, Ladder, RolloutsFailed, to_turns
+from infopo_jax.rollout.batches import Ladder, to_turns
+from infopo_jax.rollout.dialogue import Limits
+from infopo_jax.rollout.hosted import HostedRollout, RolloutsFailed
 from infopo_jax.types import EndReason, Role
+from infopo_jax.users import UserFailed
 
 LIMITS = Limits(
     max_turns=4, max_tokens=80, max_prompt_tokens=20, max_action_tokens=7, max_feedback_tokens=20, max_bad_actions=2
@@ -45,18 +50,19 @@ def engines(model):
     """Returns a function that builds an engine, once per setting."""
     made, graphdef = {}, nnx.split(model)[0]
 
-    def engine(num_slots=6, chunk=2, extend_chunk=5):
-        setting = num_slots, chunk, extend_chunk
+    def engine(num_slots=6, chunk=2, extend_chunk=5, num_aside=0):
+        setting = num_slots, chunk, extend_chunk, num_aside
         if setting not in made:
             made[setting] = HostedRollout(
-                Echo, CHAT, graphdef, LIMITS, num_slots=num_slots, chunk=chunk, extend_chunk=extend_chunk
-            )
+                Echo, CHAT, graphdef, LIMITS,
+                num_slots=num_slots, chunk=chunk, extend_chunk=extend_chunk, num_aside=num_aside,
+            )  # fmt: skip
         return made[setting]
 
     return engine
 
 
-def play(engine, model, *, tasks=TASKS, group_size=2, seed=0, temperature=1.0):
+def play(engine, model, *, tasks=TASKS, group_size=2, seed=8, temperature=1.0):
     params = nnx.split(model)[1]
     key = jax.random.key(seed)
     dialogues, clock = engine.rollout(params, key, tasks, group_size=group_size, seed=1, temperature=temperature)
@@ -190,8 +196,10 @@ def test_loop_stops_where_too_many_rollouts_fail(engines, model):
 def test_extend_and_decode_compile_once(engines, model, played):
     engine = engines()
     play(engine, model, seed=3)
-    assert engine._extend._cache_size() == 1
-    assert engine._decode._cache_size() <= 3  # a program per temperature
+    slots = engine.slots
+    assert slots._extend._cache_size() == 2  # the slots, and the one row of the prompt
+    assert slots._decode._cache_size() <= 3  # a program per temperature
+    assert slots._seat._cache_size() == 1
 
 
 # --- The ladder of shapes.
@@ -225,15 +233,120 @@ def test_ladder_fits_the_lowest_rung_that_holds_the_batch():
         ladder.fit(builders.turns_of([row[:1] * 97 + row[1:]], length=120), [1], 1)
 
 
-def test_rollout_clock_does_not_decide(engines, model, monkeypatch, played):
-    """A slow environment delays, and changes nothing."""
+class Slow(Echo):
+    """Answers after a while that nobody can foresee."""
 
-    class Slow(Echo):
+    draws = random.Random(0)
+
+    def reset(self, *, seed=0, options=None):
+        time.sleep(self.draws.random() * 0.005)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, text):
+        time.sleep(self.draws.random() * 0.03)
+        return super().step(text)
+
+
+@pytest.mark.parametrize(('num_slots', 'num_aside'), [(6, 0), (3, 3), (2, 5)])
+def test_rollout_does_not_depend_on_who_answers_first(engines, model, monkeypatch, num_slots, num_aside):
+    """To the bit: late replies change who sits where and when he is fed, not what is said."""
+    engine = engines(num_slots, 2, 5, num_aside)
+    quick = play(engine, model, tasks=TASKS * 2)[1]
+    monkeypatch.setattr(engine, 'make_env', Slow)
+    for _ in range(2):
+        slow = play(engine, model, tasks=TASKS * 2)[1]
+        jax.tree.map(np.testing.assert_array_equal, slow, quick)
+
+
+def test_rollout_with_rows_aside_says_the_same(engines, model, monkeypatch, played):
+    engine = engines(3, 2, 5, 3)
+    monkeypatch.setattr(engine, 'make_env', Slow)
+    swaps, swap = [], engine.slots.swap
+    monkeypatch.setattr(engine.slots, 'swap', lambda pairs, places: swaps.append(pairs) or swap(pairs, places))
+    other = play(engine, model, tasks=TASKS * 2)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, played[1])
+    assert sum(map(len, swaps)) >= 6  # they did make room for each other
+
+
+def test_rollout_feeds_a_prompt_once(engines, model):
+    """A group shares its prompt's tokens, and other prompts what they have in common with the one before."""
+    _, turns, clock = play(engines(), model, tasks=['red', 'blue'], group_size=3)
+    prompt = (turns.role == Role.PROMPT).sum(1)
+    answers = ((turns.role != Role.PROMPT) & (turns.role != Role.ACTION) & (turns.role != Role.PAD)).sum()
+    stops = 6 * LIMITS.max_turns  # stop tokens and capped actions' last ones go in front of the answers
+    assert prompt[0] <= clock.fed - answers <= prompt[0] + stops < prompt.sum()
+
+
+class Flaky(Echo):
+    """Fails the first time that a task is asked anything."""
+
+    seen: ClassVar[set] = set()
+
+    def step(self, text):
+        if (self.goal, self.member) not in self.seen:
+            self.seen.add((self.goal, self.member))
+            raise OSError('connection reset')
+        return super().step(text)
+
+    def reset(self, *, seed=0, options=None):
+        self.member = options['member']
+        return super().reset(seed=seed, options=options)
+
+
+def test_a_failed_rollout_is_begun_again_and_is_what_it_would_have_been(engines, model, monkeypatch):
+    engine = engines(3, 2, 5, 3)
+    whole = play(engine, model, tasks=['red', 'blue'])[1]
+    monkeypatch.setattr(engine, 'make_env', Flaky)
+    monkeypatch.setattr(Flaky, 'seen', set())
+    _, turns, clock = play(engine, model, tasks=['red', 'blue'])
+    assert clock.retried == len(Flaky.seen) > 1 and clock.masked == 0 and turns.valid.all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), turns, whole)
+    monkeypatch.setattr(engine, 'retries', 0)
+    monkeypatch.setattr(Flaky, 'seen', set())
+    _, turns, clock = play(engine, model, tasks=['red', 'blue'])
+    assert clock.retried == 0 and clock.masked == len(Flaky.seen) == (~turns.valid).sum() > 1
+    assert set(turns.end_reason[~turns.valid]) == {EndReason.ENV_ERROR}
+
+
+def test_an_environment_that_hangs_is_given_up(engines, model, monkeypatch):
+    release = threading.Event()
+
+    class Hangs(Echo):
         def step(self, text):
-            time.sleep(0.002 * (len(text) % 5))
+            if self.goal == 'blue':
+                release.wait(60)
             return super().step(text)
 
     engine = engines()
-    monkeypatch.setattr(engine, 'make_env', Slow)
-    again = play(engine, model, tasks=TASKS * 2)[1]
-    jax.tree.map(np.testing.assert_array_equal, again, played[1])
+    monkeypatch.setattr(engine, 'make_env', Hangs)
+    monkeypatch.setattr(engine, 'call_seconds', 0.3)
+    monkeypatch.setattr(engine, 'retries', 0)
+    dialogues, turns, clock = play(engine, model, tasks=['red', 'blue', 'red'], group_size=1)
+    release.set()
+    np.testing.assert_array_equal(turns.valid, [True, False, True])
+    assert clock.masked == 1 and 'no answer within 0.3 s' in dialogues[1].error_text
+
+
+def test_environments_are_closed(engines, model, monkeypatch):
+    closed = []
+
+    class Closing(Failing):
+        def close(self):
+            closed.append(self)
+
+    engine = engines()
+    monkeypatch.setattr(engine, 'make_env', Closing)
+    play(engine, model, tasks=['red', 'no user', 'blue'])
+    assert len(set(closed)) == len(closed) == 2 * 2 + 2 * 2  # those that failed, at each try
+
+
+@pytest.mark.parametrize('answer', [None, 'just text', ('a', 1.0), (5, 1.0, False, False, {})])
+def test_an_environment_that_breaks_the_contract_is_an_error_of_its_own(engines, model, monkeypatch, answer):
+    class Broken(Echo):
+        def step(self, text):
+            return answer
+
+    engine = engines()
+    monkeypatch.setattr(engine, 'make_env', Broken)
+    dialogues, turns, _ = play(engine, model, tasks=['red'])
+    assert not turns.valid.any() and 'contract of envs/text.py' in dialogues[0].error_text

@@ -11,17 +11,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / 'infopo_jax'
 LAYERS = (
     ('config_rules',),
     ('types', 'runtime'),
-    ('info_gain', 'packing', 'envs.array', 'envs.text', 'envs.tools', 'users', 'lm.config', 'lm.tokenizer'),
-    ('advantage', 'losses', 'lm.attention', 'lm.head', 'lm.sampling', 'lm.chat'),
-    ('estimators', 'metrics', 'lm.cache', 'envs.intent', 'envs.probe', 'envs.retail', 'envs'),
-    ('lm.transformer', 'checkpoint', 'console'),
-    ('score', 'logger', 'samples', 'rollout', 'warmstart'),
-    ('state',),
+    ('info_gain', 'packing', 'users'),
+    ('advantage', 'losses', 'lm', 'envs'),
+    ('estimators', 'metrics', 'sharding', 'checkpoint', 'console'),
+    ('score', 'logger', 'samples', 'rollout', 'warmstart', 'state'),
     ('update', 'report', 'report_draw', 'report_figures', 'report_rollouts'),
     ('evaluate', 'config'),
     ('loops',),
     ('build',),
     ('train',),
+    ('export',),
 )
 
 # What a part of the package may never reach, directly or not: DESIGN.md's one-way list.

@@ -31,8 +31,7 @@ def tiny_config(**overrides):
 def start(env, config):
     """Returns the loop of a config, on an environment of the tests, and a fresh state."""
     model_config = build.make_model_config(config, vocab_size=len(env.vocab))
-    graphdef = build.graph_of(model_config)
-    rule = build.make_rule(config, graphdef, placeholder=env.placeholder, outcome_range=env.outcome_range)
+    rule = build.make_rule(config, model_config, placeholder=env.placeholder, outcome_range=env.outcome_range)
     sizes = loops.Sizes(
         num_prompts=config.batch.prompts, group_size=config.batch.group_size, eval_groups=3, look_groups=1,
         temperature=1.0, eval_temperature=1.0, max_bad_actions=3,

@@ -16,7 +16,15 @@ from typing import Any
 ENVIRONMENTS: dict[str, str] = {
     'intent': 'infopo_jax.envs.intent:Intent',
     'probe': 'infopo_jax.envs.probe:Probe',
+    'sokoban': 'infopo_jax.envs.sokoban:Sokoban',
     'retail': 'infopo_jax.envs.retail:Retail',
+    'usergym': 'infopo_jax.envs.usergym:UserGym',
+    'colbench': 'infopo_jax.envs.colbench:ColBench',
+    'webshop': 'infopo_jax.envs.webshop:WebShop',
+    'sokoban_text': 'infopo_jax.envs.sokoban:SokobanText',
+    'webshop_server': 'infopo_jax.envs.webshop:WebShopServer',
+    'tau2': 'infopo_jax.envs.tau2:Tau2',
+    'gymnasium': 'infopo_jax.envs.gymnasium:Gymnasium',
 }
 
 

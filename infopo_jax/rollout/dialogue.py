@@ -1,19 +1,18 @@
 """One dialogue of the agent with a text environment, as ids: what was said, what is still to be fed, how it ended."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from infopo_jax.envs import tools as tools_lib
 from infopo_jax.envs.text import Message, Observation, TextEnv
 from infopo_jax.lm.chat import Chat
 from infopo_jax.types import EndReason, Role
+from infopo_jax.users import UserFailed
 
 TOO_LONG = 'Error: that was too long. Say it in fewer words.'
 CUT = ' ...'  # stands where feedback was cut
-
-
-class UserFailed(RuntimeError):
-    """Raised by an environment whose user (a person, an endpoint, a model) gave no answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,9 @@ class Dialogue:
 
     ``ids``, ``roles``, ``turns`` and ``logps`` are the row so far. Of it, the first ``fed`` tokens are in the KV cache,
     ``pending`` are not yet. ``spoken`` says that the agent's action has ended and the environment is to answer.
+
+    The row only grows, unless ``chat`` leaves old thoughts out (``Chat.append_only`` is False): then it is rendered
+    anew before each turn and ``fed`` falls back to where it changed; what the cache holds behind that is overwritten.
     """
 
     def __init__(self, chat: Chat, limits: Limits, task: Any, *, group: int, member: int, seed: int):
@@ -49,10 +51,15 @@ class Dialogue:
         self.end_reason = EndReason.RUNNING
         self.error_text: str | None = None  # of the failure that made the rollout invalid
         self.spoken = False
+        self.waiting = False  # for the environment
         self._chat, self._limits, self._seed = chat, limits, seed
         self._action: list[int] = []
         self._bad = 0
+        self._opening: tuple[list[Message], list[dict] | None] = ([], None)
+        self._said: list[list[int]] = []  # the actions as they were sampled
+        self._heard: list[list[Message]] = []  # and what answered each
         self._env: TextEnv | None = None
+        self._stopped = self._capped = False  # how the last action ended
 
     @property
     def ended(self) -> bool:
@@ -70,21 +77,104 @@ class Dialogue:
         room = self._limits.max_tokens - len(self.ids)
         return max(0, min(self._limits.max_action_tokens - len(self._action), room))
 
-    def start(self, env: TextEnv) -> None:
-        """Resets the environment and takes its opening as the prompt.
+    @property
+    def opened(self) -> bool:
+        """Whether the environment has said what the task is."""
+        return bool(self.ids)
+
+    @property
+    def must_ask(self) -> bool:
+        """Whether the environment has to be asked for the opening, or for an answer to the action."""
+        return not self.ended and not self.waiting and (self.spoken or not self.opened)
+
+    @property
+    def speaking(self) -> bool:
+        """Whether the agent can go on."""
+        return self.opened and not (self.ended or self.waiting or self.spoken or self.pending)
+
+    def ask(self, make_env: Callable[[], TextEnv] | None = None) -> Callable[[], Any] | None:
+        """Closes the action, if there is one, and returns the call whose value, or error, is to be handed back.
+
+        The call touches the environment alone, so it may run in another thread. None: the answer is known already.
+        """
+        if not self.opened:
+            self.waiting = True
+            return functools.partial(_open, make_env, self._seed, {'task': self.task, 'member': self.member})
+        self._stopped = self._action[-1] in self._chat.stop_ids
+        text = tools_lib.canonical(self._chat.action_text(self._action), self._chat.tool_format)
+        self._capped = not self._stopped and len(self._action) >= self._limits.max_action_tokens
+        self._said.append(self._action)
+        self._action, self.spoken = [], False
+        self.num_turns += 1
+        if self._stopped:
+            self.waiting = True
+            return functools.partial(self._env.step, text)
+        self._answered([{'role': 'tool', 'content': TOO_LONG}], 0.0, False, False, {'is_error': True})
+        return None
+
+    def receive(self, value: Any) -> None:
+        """Takes what the call of ``ask`` returned.
 
         Raises:
             ValueError: the prompt is longer than allowed; the message names the task.
         """
-        self._env = env
+        self.waiting = False
         try:
-            observation, info = env.reset(seed=self._seed, options={'task': self.task})
-        except Exception as error:  # whatever a foreign environment raises must not end the run
-            self._fail(error)
-            ids = [self._chat.stop_id]  # a row is never empty
+            if self.opened:
+                observation, reward, terminated, truncated, info = value
+                answer = _messages(observation), float(reward), bool(terminated), bool(truncated), dict(info)
+            else:
+                self._env, (observation, info) = value
+                opening = _messages(observation), dict(info).get('tools')
+        except (TypeError, ValueError) as error:
+            self.fail(TypeError(f'the environment breaks the contract of envs/text.py: {error}'))
+            return
+        if self.opened:
+            self._answered(*answer)
         else:
-            messages = _messages(observation)
-            ids = self._chat.prompt(messages, info.get('tools'))
+            self._start(*opening)
+
+    def fail(self, error: Exception) -> None:
+        """Notes that environment or user failed: the row is invalid, in no statistic and no loss."""
+        if self.opened and self.waiting:
+            self._close_turn(0.0, False)
+        self.waiting = False
+        self.end_reason = EndReason.USER_ERROR if isinstance(error, UserFailed) else EndReason.ENV_ERROR
+        self.valid = False
+        self.error_text = f'{type(error).__name__}: {error}'
+        if not self.ids:
+            self._append([self._chat.stop_id], [int(Role.PROMPT)], -1)  # a row is never empty
+
+    def anew(self) -> 'Dialogue':
+        """Returns the dialogue as it was before it began, to be tried again."""
+        return Dialogue(self._chat, self._limits, self.task, group=self.group, member=self.member, seed=self._seed)
+
+    def leave(self) -> Callable[[], Any] | None:
+        """Lets go of the environment; returns the call that closes it, if it can be closed."""
+        env, self._env = self._env, None
+        return getattr(env, 'close', None)
+
+    def start(self, env: TextEnv) -> None:
+        """Asks for the opening and waits for it; see ``ask`` and ``receive``."""
+        self._now(self.ask(lambda: env))
+
+    def step(self) -> None:
+        """Asks for the answer to the action and waits for it; see ``ask`` and ``receive``."""
+        self._now(self.ask())
+
+    def _now(self, call: Callable[[], Any] | None) -> None:
+        if call is None:
+            return
+        try:
+            value = call()
+        except Exception as error:  # whatever a foreign environment raises must not end the run
+            self.fail(error)
+        else:
+            self.receive(value)
+
+    def _start(self, messages: list[Message], tools: list[dict] | None) -> None:
+        self._opening = messages, tools
+        ids = self._chat.prompt(messages, tools)
         limit = min(self._limits.max_prompt_tokens, self._limits.max_tokens - 1)
         if len(ids) > limit:
             raise ValueError(
@@ -106,86 +196,88 @@ class Dialogue:
         tokens = [int(t) for t in tokens]
         self._append(tokens, [int(Role.ACTION)] * len(tokens), self.num_turns, [float(x) for x in logps])
         self._action += tokens
-        stopped = bool(tokens) and tokens[-1] == self._chat.stop_id
+        stopped = bool(tokens) and tokens[-1] in self._chat.stop_ids
         self.spoken = stopped or self.budget == 0
         self.fed = len(self.ids) - (1 if self.spoken and tokens else 0)
 
-    def step(self) -> None:
-        """Lets the environment answer the action, and queues the answer to be fed."""
-        stopped = self._action[-1] == self._chat.stop_id
-        text = self._chat.action_text(self._action)
-        capped = not stopped and len(self._action) >= self._limits.max_action_tokens
-        self._action, self.spoken = [], False
-        self.num_turns += 1
-        reward, terminated, truncated, info = 0.0, False, False, {'is_error': True}
-        if stopped:
-            try:
-                observation, reward, terminated, truncated, info = self._env.step(text)
-            except Exception as error:  # see start
-                self._close_turn(0.0, False)
-                self._fail(error)
-                return
-            messages = _messages(observation)
-        else:
-            messages = [{'role': 'tool', 'content': TOO_LONG}]
+    def _answered(
+        self, messages: list[Message], reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
+    ) -> None:
         self._close_turn(reward, bool(info.get('is_error', False)))
         if terminated:
             self.success = bool(info.get('success', False))
             self.end_reason = EndReason.DONE
-        elif not stopped and not capped:
+        elif not self._stopped and not self._capped:
             self.end_reason = EndReason.TOKEN_LIMIT
         elif self._bad >= self._limits.max_bad_actions:
             self.end_reason = EndReason.BAD_ACTION
         elif truncated or self.num_turns >= self._limits.max_turns:
             self.end_reason = EndReason.TURN_LIMIT
         else:
-            self._queue(messages, stopped)
+            self._queue(messages, self._stopped)
         if self.ended:  # partial credit is kept, whatever the end
             self.outcome = float(info.get('outcome', sum(self.rewards)))
 
     def _queue(self, messages: list[Message], stopped: bool) -> None:
-        ids, roles = self._chat.reply(self._cut(messages), stopped=stopped)
+        messages = self._cut(messages)
+        self._heard.append(messages)
+        if not self._chat.append_only:
+            self._render_anew()
+            return
+        ids, roles = self._chat.reply(messages, stopped=stopped)
         if len(self.ids) + len(ids) + 1 > self._limits.max_tokens:
             self.end_reason = EndReason.TOKEN_LIMIT
         else:
             self._append(ids, roles, self.num_turns - 1)
 
+    def _render_anew(self) -> None:
+        """Replaces the row by what the template writes now, old thoughts left out."""
+        opening, tools = self._opening
+        turns = list(zip(self._said, self._heard, strict=True))
+        ids, roles, turn = self._chat.history(opening, turns, tools)
+        if len(ids) + 1 > self._limits.max_tokens:
+            self.end_reason = EndReason.TOKEN_LIMIT
+            return
+        same = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), len(self.ids))
+        self.fed = min(self.fed, same, len(ids) - 1)
+        self.ids, self.roles, self.turns = ids, roles, turn
+        self.logps = [0.0] * len(ids)  # none of them was sampled after what now stands in front of it
+
     def _cut(self, messages: list[Message]) -> list[Message]:
         """Cuts contents so that together they have at most max_feedback_tokens tokens, the marker included."""
         room, out = self._limits.max_feedback_tokens, []
         for message in messages:
-            ids = self._chat.encode(message['content'])
-            if len(ids) > room:
-                message = message | {'content': self._shortened(ids, room)}
-                ids = self._chat.encode(message['content'])
-            room -= len(ids)
+            if len(self._chat.content(message)) > room:
+                message = self._shortened(message, room)
+            room -= len(self._chat.content(message))
             out.append(message)
         return out
 
-    def _shortened(self, ids: list[int], room: int) -> str:
-        """Returns the longest start of a text that has at most ``room`` tokens with the marker; '' if none has."""
-        for size in range(room, -1, -1):
+    def _shortened(self, message: Message, room: int) -> Message:
+        """Returns a message with the longest start of its content that has at most ``room`` tokens with the marker."""
+        ids = self._chat.encode(message['content'])
+        for size in range(min(room, len(ids)), -1, -1):
             text = self._chat.decode(ids[:size]).rstrip('\ufffd') + CUT  # half a character at the cut is dropped
-            if len(self._chat.encode(text)) <= room:
-                return text
-        return ''
+            if len(self._chat.content(message | {'content': text})) <= room:
+                return message | {'content': text}
+        return message | {'content': ''}
 
     def _close_turn(self, reward: float, is_error: bool) -> None:
         self.rewards.append(float(reward))
         self.errors.append(is_error)
         self._bad = self._bad + 1 if is_error else 0
 
-    def _fail(self, error: Exception) -> None:
-        failed_user = isinstance(error, UserFailed)
-        self.end_reason = EndReason.USER_ERROR if failed_user else EndReason.ENV_ERROR
-        self.valid = False
-        self.error_text = f'{type(error).__name__}: {error}'
-
     def _append(self, ids, roles, turn, logps=None) -> None:
         self.ids += ids
         self.roles += roles
         self.turns += [turn] * len(ids)
         self.logps += [0.0] * len(ids) if logps is None else logps
+
+
+def _open(make_env: Callable[[], TextEnv], seed: int, options: dict[str, Any]) -> tuple[TextEnv, Any]:
+    """Returns a fresh environment and what its reset said."""
+    env = make_env()
+    return env, env.reset(seed=seed, options=options)
 
 
 def _messages(observation: Observation) -> list[Message]:

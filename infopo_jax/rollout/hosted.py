@@ -1,58 +1,68 @@
-"""Rollouts of text environments: the model decodes in slots on the device, the environments answer on the host.
+"""Rollouts of text environments: the model speaks in slots on the device while environments answer in threads.
 
-Two device programs run over a fixed number of slots, each slot a row of one KV cache that lives across turns:
-``extend`` feeds prompts and feedback in fixed chunks, ``decode`` samples up to ``chunk`` tokens a dispatch. A slot
-whose action has ended goes to its environment; its answer is fed when enough slots wait, or none can decode. A finished
-rollout's slot is taken by the next one. Keys are folded from (group, member, token position), so who sits where changes
-nothing.
+Batching is continuous. A slot whose action has ended asks its environment and, where others are ready to speak, makes
+room for them; its answer is fed when enough slots have one, or nobody can speak. A finished rollout's slot is taken by
+the next. Keys are folded from (group, member, token position), so neither who sits where nor who answered first changes
+what is said.
 """
 
 import collections
 import dataclasses
-import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from infopo_jax import packing
 from infopo_jax.envs.text import TextEnv
-from infopo_jax.lm import cache as cache_lib, sampling
 from infopo_jax.lm.chat import Chat
 from infopo_jax.rollout.dialogue import Dialogue, Limits
-from infopo_jax.types import Role, Turns
+from infopo_jax.rollout.slots import Slots
+from infopo_jax.rollout.workers import Reply, Workers
 
-ROOM = 0.6  # share of the most branch and target tokens that fit a rung below the last
-EXTEND_SHARE = 0.5  # of the busy slots must wait for the device before feedback is fed while others could decode
+FEED_SHARE = 0.5  # of the seated must wait for the device before answers are fed while others could speak
+PATIENCE = 0.25  # of a dispatch's time is waited for environments that answer at once
+LEAVE_SECONDS = 5.0  # that environments have to close
 
 
 @dataclasses.dataclass
 class Clock:
-    """Where a batch's time went, and how many tokens were moved."""
+    """Where a batch's time went, how many tokens were moved, and what went wrong."""
 
     decode: float = 0.0  # seconds on the device, sampling
-    extend: float = 0.0  # seconds on the device, feeding prompts and feedback
-    env: float = 0.0  # seconds in environments
+    extend: float = 0.0  # seconds on the device, feeding prompts and answers
+    env: float = 0.0  # seconds in environments, summed over threads
+    wait: float = 0.0  # seconds in which the device had nothing to do but wait for them
     sampled: int = 0  # tokens
     fed: int = 0  # tokens
+    retried: int = 0  # rollouts begun again because environment or user had failed
+    masked: int = 0  # rollouts that failed for good: in no statistic and no loss
+
+
+class RolloutsFailed(ValueError):
+    """Too many rollouts of a batch failed; the message has the first failure's text."""
 
 
 class HostedRollout:
     """Plays batches of episodes of a text environment.
 
     Args:
-        make_env: returns a fresh environment; one serves one rollout.
+        make_env: returns a fresh environment; one serves one rollout. Called in threads, like all of its methods.
         chat: renders messages.
         graphdef: static part of the model.
         limits: of turns and tokens.
         num_slots: rows decoded at once.
+        num_aside: rollouts kept aside on the device while their environment answers and others use their slots.
         chunk: decode steps per dispatch.
-        extend_chunk: tokens fed per row and dispatch.
+        extend_chunk: tokens of answers fed per row and dispatch.
+        num_workers: environments that are asked at once.
+        call_seconds: most that a call to an environment may take.
+        retries: times that a rollout is begun again after environment or user failed.
+        rollout_mesh: devices that the slots are divided over.
+        cache_dtype: of the KV cache; None: the model's compute dtype.
     """
 
     def __init__(
@@ -63,16 +73,27 @@ class HostedRollout:
         limits: Limits,
         *,
         num_slots: int,
+        num_aside: int = 0,
         chunk: int = 8,
         extend_chunk: int = 16,
+        num_workers: int = 16,
+        call_seconds: float = 120.0,
+        retries: int = 1,
+        rollout_mesh: jax.sharding.Mesh | None = None,
+        cache_dtype: str | None = None,
     ):
-        self.make_env, self.chat, self.graphdef, self.limits = make_env, chat, graphdef, limits
-        self.num_slots, self.chunk, self.extend_chunk = num_slots, chunk, extend_chunk
-        self._extend = jax.jit(functools.partial(_extend, graphdef), donate_argnums=(1, 2))
-        self._decode = jax.jit(
-            functools.partial(_decode, graphdef, chunk, chat.stop_id),
-            donate_argnums=(1, 2),
-            static_argnames='temperature',
+        self.make_env, self.chat, self.limits = make_env, chat, limits
+        self.num_workers, self.call_seconds, self.retries = num_workers, call_seconds, retries
+        self.slots = Slots(
+            graphdef,
+            num_slots=num_slots,
+            num_aside=num_aside,
+            max_tokens=limits.max_tokens,
+            chunk=chunk,
+            extend_chunk=extend_chunk,
+            stop_ids=chat.stop_ids,
+            mesh=rollout_mesh,
+            cache_dtype=cache_dtype,
         )
 
     def rollout(
@@ -90,225 +111,199 @@ class HostedRollout:
 
         Returns:
             N = P * G finished dialogues in the order of their rows, and the clock.
+
+        Raises:
+            ValueError: a prompt is longer than allowed; the message names the task.
         """
-        dialogues = [
-            Dialogue(self.chat, self.limits, task, group=g, member=m, seed=seed + 7919 * g)
-            for g, task in enumerate(tasks)
-            for m in range(group_size)
-        ]
-        queue, clock = collections.deque(dialogues), Clock()
-        slots: list[Dialogue | None] = [None] * self.num_slots
-        keys = _row_keys(key, np.zeros((self.num_slots, 2), np.int32))
-        places = np.zeros((self.num_slots, 2), np.int32)
-        model_config = nnx.merge(self.graphdef, params).config
-        device = _Device(
-            cache=cache_lib.empty(model_config, self.num_slots, self.limits.max_tokens + max(self.extend_chunk, 2)),
-            logits=jnp.zeros((self.num_slots, model_config.vocab_size), jnp.float32),
+        self.slots.begin(params, key)
+        workers = Workers(self.num_workers, limit=self.call_seconds)
+        try:
+            batch = _Batch(self, workers, temperature)
+            for g, task in enumerate(tasks):
+                for m in range(group_size):
+                    batch.add(g, m, task, seed + 7919 * g)
+            batch.play()
+        finally:
+            workers.close()
+        return batch.dialogues, batch.clock
+
+
+class _Batch:
+    """One batch being played: who is queued, seated, aside, or ended."""
+
+    def __init__(self, engine: HostedRollout, workers: Workers, temperature: float):
+        self.engine, self.workers, self.temperature = engine, workers, temperature
+        self.device, self.clock = engine.slots, Clock()
+        self.dialogues: list[Dialogue] = []
+        self.queue: collections.deque[int] = collections.deque()  # rows that have no slot yet, in order
+        self.seated: list[int | None] = [None] * self.device.num_slots  # row of dialogues in each slot
+        self.aside: list[int | None] = [None] * self.device.num_aside
+        self.attempts: collections.Counter[int] = collections.Counter()
+        self.dispatch = 0.0  # seconds of the last dispatch
+        self.usual = 0.0  # seconds that an environment takes, a running mean
+
+    def add(self, group: int, member: int, task: Any, seed: int) -> None:
+        """Queues a rollout."""
+        self.queue.append(len(self.dialogues))
+        self.dialogues.append(
+            Dialogue(self.engine.chat, self.engine.limits, task, group=group, member=member, seed=seed)
         )
-        while True:
-            refilled = self._refill(slots, queue, places, clock)
-            if refilled is not None:
-                keys = _row_keys(key, places)
-                device.cache = _forget(device.cache, refilled)
-            busy = [d for d in slots if d is not None]
-            if not busy:
-                return dialogues, clock
-            waiting = [d for d in busy if d.pending]
-            if waiting and (len(waiting) >= EXTEND_SHARE * len(busy) or len(waiting) == len(busy)):
-                self._feed(params, device, slots, clock)
-            self._sample(params, device, slots, keys, temperature, clock)
-            self._answer(slots, clock)
 
-    def _refill(self, slots, queue, places, clock) -> np.ndarray | None:
-        """Puts queued dialogues into free slots; returns a mask of the slots that changed."""
-        start, changed = time.perf_counter(), np.zeros((len(slots),), bool)
-        for i in range(len(slots)):
-            if slots[i] is not None and slots[i].ended:
-                slots[i] = None
-            while slots[i] is None and queue:
-                dialogue = queue.popleft()
-                dialogue.start(self.make_env())
-                if not dialogue.ended:  # it has not failed at once
-                    slots[i], changed[i] = dialogue, True
-                    places[i] = dialogue.group, dialogue.member
-        clock.env += time.perf_counter() - start
-        return changed if changed.any() else None
+    def play(self) -> None:
+        """Plays until every rollout has ended."""
+        while any(not d.ended for d in self.dialogues):
+            self._ask()
+            self._listen()
+            self._seat()
+            busy = [d for d in map(self._tenant, self.seated) if d is not None]
+            pending, speaking = sum(d.pending for d in busy), sum(d.speaking for d in busy)
+            if pending and (pending >= FEED_SHARE * len(busy) or not speaking):
+                self._feed()
+            if speaking or pending:
+                self._speak()
+        self._leave()
 
-    def _feed(self, params, device, slots, clock):
-        """Feeds all pending tokens, ``extend_chunk`` per row and dispatch."""
+    def _tenant(self, row: int | None) -> Dialogue | None:
+        """Returns the dialogue of a seated or waiting row that still goes on."""
+        return None if row is None or self.dialogues[row].ended else self.dialogues[row]
+
+    def _ask(self) -> None:
+        """Hands openings and finished actions to the environments; as many openings ahead as there are rows."""
+        ahead = list(itertools.islice(self.queue, self.device.num_slots + self.device.num_aside))
+        for row in [*ahead, *(row for row in self.seated if row is not None)]:
+            dialogue = self.dialogues[row]
+            call = dialogue.ask(self.engine.make_env) if dialogue.must_ask else None
+            if call is not None:
+                self.workers.submit((row, dialogue), call)
+            self._close(dialogue)  # an action that was too long can end a dialogue without another word
+
+    def _listen(self) -> None:
+        """Takes the replies that are there. Waits for some if there is nothing else to do, or if they come at once."""
         start = time.perf_counter()
-        while any(d is not None and d.pending for d in slots):
-            tokens = np.zeros((len(slots), self.extend_chunk), np.int32)
-            count, fed = (np.zeros((len(slots),), np.int32) for _ in range(2))
-            for i, d in enumerate(slots):
+        replies = self.workers.collect()
+        idle = not replies and not self._has_work()
+        if idle:
+            replies = self.workers.collect(wait=math.inf)
+        end = time.perf_counter() + PATIENCE * self.dispatch
+        while self.usual < PATIENCE * self.dispatch and self.workers.num_open and time.perf_counter() < end:
+            replies += self.workers.collect(wait=end - time.perf_counter())
+        if idle:
+            self.clock.wait += time.perf_counter() - start
+        for reply in replies:
+            self.clock.env += reply.seconds
+            if reply.owner is not None:
+                self._receive(*reply.owner, reply)
+
+    def _has_work(self) -> bool:
+        """Whether a seated dialogue can be fed or can speak, or a slot can be given to one that could."""
+        tenants = list(map(self._tenant, self.seated))
+        if any(d is not None and (d.pending or d.speaking) for d in tenants):
+            return True
+        return any(d is not None and not d.waiting for d in map(self._tenant, self.aside)) or self._next() is not None
+
+    def _receive(self, row: int, dialogue: Dialogue, reply: Reply) -> None:
+        self.usual += 0.1 * (reply.seconds - self.usual)
+        if reply.error is None:
+            dialogue.receive(reply.value)
+        else:
+            dialogue.fail(reply.error)
+        self._close(dialogue)
+        if dialogue.valid:
+            return
+        self.attempts[row] += 1
+        if self.attempts[row] > self.engine.retries:
+            self.clock.masked += 1
+            return
+        self.clock.retried += 1
+        self.dialogues[row] = dialogue.anew()
+        self.seated = [None if other == row else other for other in self.seated]
+        self.aside = [None if other == row else other for other in self.aside]
+        if row not in self.queue:
+            self.queue.appendleft(row)
+
+    def _close(self, dialogue: Dialogue) -> None:
+        """Lets the environment of a dialogue that is over close."""
+        close = dialogue.leave() if dialogue.ended else None
+        if close is not None:
+            self.workers.submit(None, close)
+
+    def _next(self) -> int | None:
+        """Returns the row at the head of the queue once its opening is there; failed ones are passed over."""
+        while self.queue and self.dialogues[self.queue[0]].ended:
+            self.queue.popleft()
+        return self.queue[0] if self.queue and self.dialogues[self.queue[0]].opened else None
+
+    def _seat(self) -> None:
+        """Gives slots that are free, or whose tenant waits, to dialogues that can go on."""
+        start = time.perf_counter()
+        self.seated = [row if self._tenant(row) is not None else None for row in self.seated]
+        self.aside = [row if self._tenant(row) is not None else None for row in self.aside]
+        back = [i for i, row in enumerate(self.aside) if row is not None and not self.dialogues[row].waiting]
+        room = [i for i, row in enumerate(self.aside) if row is None]
+        free = [i for i, row in enumerate(self.seated) if row is None]
+        free += [i for i, row in enumerate(self.seated) if row is not None and self.dialogues[row].waiting]
+        swaps, new = [], []
+        for slot in free:
+            if back:
+                at = back.pop(0)
+                swaps.append((slot, at))
+                self.seated[slot], self.aside[at] = self.aside[at], self.seated[slot]
+            elif self._next() is not None and (self.seated[slot] is None or room):
+                if self.seated[slot] is not None:
+                    at = room.pop(0)
+                    swaps.append((slot, at))
+                    self.aside[at] = self.seated[slot]
+                self.seated[slot] = self.queue.popleft()
+                new.append(slot)
+        if swaps:
+            self.device.swap(swaps, [self._place(slot) for slot, _ in swaps])
+        for _, slots in itertools.groupby(new, key=lambda slot: self.dialogues[self.seated[slot]].ids):
+            self._open(list(slots))
+        if swaps or new:
+            self.device.wait()
+            self.clock.extend += time.perf_counter() - start
+
+    def _place(self, slot: int) -> tuple[int, int]:
+        dialogue = self.dialogues[self.seated[slot]]
+        return dialogue.group, dialogue.member
+
+    def _open(self, slots: list[int]) -> None:
+        """Feeds one prompt to new tenants of some slots."""
+        tenants = [self.dialogues[self.seated[slot]] for slot in slots]
+        self.clock.fed += self.device.seat(slots, [self._place(slot) for slot in slots], tenants[0].ids)
+        for dialogue in tenants:
+            dialogue.take(len(dialogue.ids))
+
+    def _feed(self) -> None:
+        """Feeds all pending tokens, ``extend_chunk`` per row and dispatch."""
+        start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
+        while any(d is not None and d.pending for d in tenants):
+            tokens = np.zeros((len(tenants), self.device.extend_chunk), np.int32)
+            count, fed = (np.zeros((len(tenants),), np.int32) for _ in range(2))
+            for i, d in enumerate(tenants):
                 if d is None:
                     continue
                 fed[i] = d.fed
-                part = d.take(self.extend_chunk)
+                part = d.take(self.device.extend_chunk)
                 tokens[i, : len(part)], count[i] = part, len(part)
-            device.cache, device.logits = self._extend(params, device.cache, device.logits, tokens, count, fed)
-            clock.fed += int(count.sum())
-        jax.block_until_ready(device.logits)
-        clock.extend += time.perf_counter() - start
+            self.device.extend(tokens, count, fed)
+            self.clock.fed += int(count.sum())
+        self.device.wait()
+        self.clock.extend += time.perf_counter() - start
 
-    def _sample(self, params, device, slots, keys, temperature, clock):
+    def _speak(self) -> None:
         """Samples up to ``chunk`` tokens in every slot whose agent speaks."""
-        speaking = np.array([d is not None and not d.pending and not d.ended for d in slots])
-        if not speaking.any():
-            return
-        start = time.perf_counter()
-        fed = np.array([0 if d is None else d.fed for d in slots], np.int32)
-        budget = np.array([d.budget if on else 0 for d, on in zip(slots, speaking, strict=True)], np.int32)
-        device.cache, device.logits, out = self._decode(
-            params, device.cache, device.logits, fed, budget, keys, temperature=temperature
-        )
-        tokens, logps, count = jax.device_get(out)
-        for i in np.flatnonzero(speaking):
-            slots[i].hear(tokens[i, : count[i]], logps[i, : count[i]])
-        clock.sampled += int(count.sum())
-        clock.decode += time.perf_counter() - start
+        start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
+        fed = np.array([0 if d is None else d.fed for d in tenants], np.int32)
+        budget = np.array([d.budget if d is not None and d.speaking else 0 for d in tenants], np.int32)
+        tokens, logps, count = self.device.decode(fed, budget, temperature=self.temperature)
+        for i in np.flatnonzero(budget):
+            tenants[i].hear(tokens[i, : count[i]], logps[i, : count[i]])
+        self.dispatch = time.perf_counter() - start
+        self.clock.sampled += int(count.sum())
+        self.clock.decode += self.dispatch
 
-    def _answer(self, slots, clock):
-        """Lets environments answer the actions that have ended."""
-        start = time.perf_counter()
-        for d in slots:
-            if d is not None and d.spoken:
-                d.step()
-        clock.env += time.perf_counter() - start
-
-
-@dataclasses.dataclass
-class _Device:
-    """What stays on the device between dispatches."""
-
-    cache: cache_lib.Cache
-    logits: jax.Array  # [slots, V] of each row's next token
-
-
-def _extend(graphdef, params, cache, logits, tokens, count, fed):
-    """Feeds tokens [S, C], the first ``count`` of each row, behind the ``fed`` tokens that its cache holds."""
-    model = nnx.merge(graphdef, params)
-    offset = jnp.arange(tokens.shape[1])
-    position = jnp.where(offset < count[:, None], fed[:, None] + offset, -1)
-    hidden, cache = model.extend(tokens, position, cache, fed)
-    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
-    return cache, jnp.where(count[:, None] > 0, model.logits(last), logits)
-
-
-def _decode(graphdef, chunk, stop_id, params, cache, logits, fed, budget, keys, *, temperature):
-    """Samples up to ``chunk`` tokens per row, at most ``budget``, until it stops.
-
-    Every token is fed as it is sampled, except one that ends the action: that goes in front of the feedback.
-
-    Returns:
-        cache, logits and (tokens [S, chunk], logps [S, chunk], count [S]).
-    """
-    model = nnx.merge(graphdef, params)
-    n = logits.shape[0]
-
-    def body(s):
-        j, going, cache, logits, tokens, logps, count = s
-        token_keys = jax.vmap(jax.random.fold_in)(keys, fed + count)
-        token, logp = sampling.sample(token_keys, logits, temperature=temperature)
-        tokens = tokens.at[:, j].set(jnp.where(going, token, 0))
-        logps = logps.at[:, j].set(jnp.where(going, logp, 0.0))
-        position = jnp.where(going, fed + count, -1)
-        count = count + going
-        goes_on = going & (token != stop_id) & (count < budget)
-        # A row that waits or has stopped writes to its next free column, never over a token of its past.
-        column = fed + count - goes_on
-
-        def feed(cache):
-            hidden, cache = model.extend(token[:, None], jnp.where(goes_on, position, -1)[:, None], cache, column)
-            return cache, model.logits(hidden[:, 0])
-
-        cache, logits = jax.lax.cond(jnp.any(goes_on), feed, lambda cache: (cache, logits), cache)
-        return j + 1, goes_on, cache, logits, tokens, logps, count
-
-    start = (
-        jnp.int32(0), budget > 0, cache, logits,
-        jnp.zeros((n, chunk), jnp.int32), jnp.zeros((n, chunk), jnp.float32), jnp.zeros((n,), jnp.int32),
-    )  # fmt: skip
-    _, _, cache, logits, *out = jax.lax.while_loop(lambda s: (s[0] < chunk) & jnp.any(s[1]), body, start)
-    return cache, logits, tuple(out)
-
-
-@jax.jit
-def _row_keys(key, places):
-    """Returns a key per slot for its (group, member)."""
-    return jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(key, p[0]), p[1]))(places)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _forget(cache, rows):
-    """Empties the cache of some rows."""
-    position = jnp.where(rows[:, None], -1, cache.position)
-    return cache_lib.Cache(k=cache.k, v=cache.v, position=position)
-
-
-class RolloutsFailed(ValueError):
-    """Too many rollouts of a batch failed; the message has the first failure's text."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ladder:
-    """At most four shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
-
-    rungs: tuple[tuple[int, int, int], ...]  # (L, B, A), ascending
-
-    @classmethod
-    def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_rungs: int = 4) -> 'Ladder':
-        """Returns rungs of equally spaced L; the last holds anything that the limits allow.
-
-        Branches and targets of real dialogues take up well under half of what L would allow; lower rungs have room for
-        ROOM of it, and a batch that needs more takes the next rung.
-        """
-        most = limits.max_tokens
-        targets = min(most, limits.max_turns * limits.max_action_tokens)
-        h = packing.num_horizons(horizon, limits.max_turns)
-        branches = most * h + limits.max_turns * (num_placeholder + 1)
-        sizes = []
-        for i in range(1, num_rungs + 1):
-            room = 1.0 if i == num_rungs else ROOM
-            wanted = (most * i, room * branches * i, room * targets * i)
-            bounds = zip(wanted, (most, branches, targets), strict=True)
-            sizes.append(tuple(min(x, math.ceil(want / (num_rungs * 16)) * 16) for want, x in bounds))
-        return cls(tuple(dict.fromkeys(sizes)))
-
-    def fit(self, turns: Turns, placeholder: Sequence[int], horizon: int | str) -> tuple[tuple[int, int], Turns]:
-        """Returns (B, A) of the lowest rung that holds a concrete batch, and the batch cut to its L."""
-        length = int(np.max(np.sum(turns.role != Role.PAD, axis=1)))
-        branch, target = packing.bounds(turns, placeholder, horizon=horizon, multiple=1)
-        for rung in self.rungs:
-            if length <= rung[0] and branch <= rung[1] and target <= rung[2]:
-                cut = {name: getattr(turns, name)[:, : rung[0]] for name in ('tokens', 'role', 'turn', 'sampled_logp')}
-                return rung[1:], dataclasses.replace(turns, **cut)
-        raise ValueError(f'a batch of L={length}, B={branch}, A={target} fits no rung of {self.rungs}')
-
-
-def to_turns(dialogues: Sequence[Dialogue], length: int, num_turns: int) -> Turns:
-    """Pads finished dialogues to Turns with L = length, T = num_turns."""
-    n = len(dialogues)
-    blank = {
-        'tokens': np.zeros((n, length), np.int32),
-        'role': np.zeros((n, length), np.int8),
-        'turn': np.full((n, length), -1, np.int32),
-        'sampled_logp': np.zeros((n, length), np.float32),
-    }
-    reward, error = np.zeros((n, num_turns), np.float32), np.zeros((n, num_turns), bool)
-    for i, d in enumerate(dialogues):
-        size = len(d.ids)
-        values = {'tokens': d.ids, 'role': d.roles, 'turn': d.turns, 'sampled_logp': d.logps}
-        for name, value in values.items():
-            blank[name][i, :size] = value
-        reward[i, : len(d.rewards)], error[i, : len(d.errors)] = d.rewards, d.errors
-    return Turns(
-        **blank,
-        turn_reward=reward,
-        outcome=np.array([d.outcome for d in dialogues], np.float32),
-        success=np.array([d.success for d in dialogues]),
-        valid=np.array([d.valid for d in dialogues]),
-        num_turns=np.array([d.num_turns for d in dialogues], np.int32),
-        end_reason=np.array([d.end_reason for d in dialogues], np.int8),
-        turn_error=error,
-    )
+    def _leave(self) -> None:
+        """Lets environments that still close finish; one that hangs is left behind."""
+        while self.workers.num_open and self.workers.collect(wait=LEAVE_SECONDS):
+            pass

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from infopo_jax import sharding
 from infopo_jax.envs.array import ArrayEnv
-from infopo_jax.lm import cache as cache_lib, sampling
+from infopo_jax.lm import cache as cache_lib, generate, sampling
 from infopo_jax.types import EndReason, Role, Turns, pytree_dataclass
 
 
@@ -113,6 +114,7 @@ def rollout(
     split: str = 'train',
     temperature: float = 1.0,
     max_bad_actions: int = 3,
+    rollout_mesh: jax.sharding.Mesh | None = None,
 ) -> Turns:
     """Plays ``num_prompts`` groups of ``group_size`` episodes; traceable and without callbacks.
 
@@ -128,15 +130,16 @@ def rollout(
         split: 'train' or 'test' goals.
         temperature: of sampling; 0 is greedy.
         max_bad_actions: actions in a row answered by an error that end a rollout with BAD_ACTION.
+        rollout_mesh: devices that the rows are divided over.
 
     Returns:
         Turns of N = P * G rows, L = Layout.of(env).length.
     """
-    lay = Layout.of(env)
-    carry, member_keys = _start(model, env, lay, key, num_prompts, group_size, split)
+    lay, model = Layout.of(env), generate.for_decoding(model)
+    carry, member_keys = _start(model, env, lay, key, num_prompts, group_size, split, rollout_mesh)
 
     def body(c):
-        return _turn(c, model, env, lay, member_keys, temperature, max_bad_actions)
+        return _divide(_turn(c, model, env, lay, member_keys, temperature, max_bad_actions), rollout_mesh)
 
     carry = jax.lax.while_loop(lambda c: (c.t < lay.turns) & jnp.any(c.alive), body, carry)
     outcome, success = jax.vmap(env.score)(carry.env_state)
@@ -174,7 +177,12 @@ def compact(buffers: _Buffers, length: int) -> _Buffers:
     )
 
 
-def _start(model, env, lay, key, num_prompts, group_size, split):
+def _divide(carry, mesh):
+    """Divides the rows of a rollout over the mesh, and the key heads of its cache."""
+    return dataclasses.replace(sharding.rows(carry, mesh), cache=sharding.kv_cache(carry.cache, mesh))
+
+
+def _start(model, env, lay, key, num_prompts, group_size, split, rollout_mesh):
     """Draws the prompts, prefills each once and hands a copy of its cache to every member of the group."""
     n = num_prompts * group_size
     group_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_prompts))
@@ -182,9 +190,11 @@ def _start(model, env, lay, key, num_prompts, group_size, split):
     members = 1 + jnp.arange(group_size)
     member_keys = jax.vmap(lambda k: jax.vmap(functools.partial(jax.random.fold_in, k))(members))(group_keys)
     env_state, prompt, mask = jax.vmap(lambda k: env.reset(k, split))(reset_keys)
+    env_state, prompt, mask = sharding.rows((env_state, prompt, mask), rollout_mesh)
 
     position = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
     cache = cache_lib.empty(model.config, num_prompts, lay.prompt + lay.turns * lay.block)
+    cache = sharding.kv_cache(cache, rollout_mesh)
     hidden, cache = model.extend(prompt, position, cache, jnp.int32(0))
     logits = model.logits(_last(hidden, mask))
 
@@ -213,7 +223,7 @@ def _start(model, env, lay, key, num_prompts, group_size, split):
         end_reason=jnp.full((n,), EndReason.RUNNING, jnp.int32),
         num_turns=jnp.zeros((n,), jnp.int32),
     )
-    return carry, member_keys.reshape(n)
+    return _divide(carry, rollout_mesh), sharding.rows(member_keys.reshape(n), rollout_mesh)
 
 
 def _last(hidden, mask):

@@ -1,0 +1,77 @@
+"""Finished dialogues as a batch: padded to Turns, in one of few shapes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from infopo_jax import packing
+from infopo_jax.rollout.dialogue import Dialogue, Limits
+from infopo_jax.types import Role, Turns
+
+ROOM = 0.6  # share of the most branch and target tokens that fit a rung below the last
+
+
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """At most four shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
+
+    rungs: tuple[tuple[int, int, int], ...]  # (L, B, A), ascending
+
+    @classmethod
+    def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_rungs: int = 4) -> 'Ladder':
+        """Returns rungs of equally spaced L; the last holds anything that the limits allow.
+
+        Branches and targets of real dialogues take up well under half of what L would allow; lower rungs have room for
+        ROOM of it, and a batch that needs more takes the next rung.
+        """
+        most = limits.max_tokens
+        targets = min(most, limits.max_turns * limits.max_action_tokens)
+        h = packing.num_horizons(horizon, limits.max_turns)
+        branches = most * h + limits.max_turns * (num_placeholder + 1)
+        sizes = []
+        for i in range(1, num_rungs + 1):
+            room = 1.0 if i == num_rungs else ROOM
+            wanted = (most * i, room * branches * i, room * targets * i)
+            bounds = zip(wanted, (most, branches, targets), strict=True)
+            sizes.append(tuple(min(x, math.ceil(want / (num_rungs * 16)) * 16) for want, x in bounds))
+        return cls(tuple(dict.fromkeys(sizes)))
+
+    def fit(self, turns: Turns, placeholder: Sequence[int], horizon: int | str) -> tuple[tuple[int, int], Turns]:
+        """Returns (B, A) of the lowest rung that holds a concrete batch, and the batch cut to its L."""
+        length = int(np.max(np.sum(turns.role != Role.PAD, axis=1)))
+        branch, target = packing.bounds(turns, placeholder, horizon=horizon, multiple=1)
+        for rung in self.rungs:
+            if length <= rung[0] and branch <= rung[1] and target <= rung[2]:
+                cut = {name: getattr(turns, name)[:, : rung[0]] for name in ('tokens', 'role', 'turn', 'sampled_logp')}
+                return rung[1:], dataclasses.replace(turns, **cut)
+        raise ValueError(f'a batch of L={length}, B={branch}, A={target} fits no rung of {self.rungs}')
+
+
+def to_turns(dialogues: Sequence[Dialogue], length: int, num_turns: int) -> Turns:
+    """Pads finished dialogues to Turns with L = length, T = num_turns."""
+    n = len(dialogues)
+    blank = {
+        'tokens': np.zeros((n, length), np.int32),
+        'role': np.zeros((n, length), np.int8),
+        'turn': np.full((n, length), -1, np.int32),
+        'sampled_logp': np.zeros((n, length), np.float32),
+    }
+    reward, error = np.zeros((n, num_turns), np.float32), np.zeros((n, num_turns), bool)
+    for i, d in enumerate(dialogues):
+        size = len(d.ids)
+        values = {'tokens': d.ids, 'role': d.roles, 'turn': d.turns, 'sampled_logp': d.logps}
+        for name, value in values.items():
+            blank[name][i, :size] = value
+        reward[i, : len(d.rewards)], error[i, : len(d.errors)] = d.rewards, d.errors
+    return Turns(
+        **blank,
+        turn_reward=reward,
+        outcome=np.array([d.outcome for d in dialogues], np.float32),
+        success=np.array([d.success for d in dialogues]),
+        valid=np.array([d.valid for d in dialogues]),
+        num_turns=np.array([d.num_turns for d in dialogues], np.int32),
+        end_reason=np.array([d.end_reason for d in dialogues], np.int8),
+        turn_error=error,
+    )
