@@ -16,6 +16,7 @@ setup(
     package_data={'infopo_jax': ['*.html', '*.css', '*.js']},
     install_requires=[
         'absl-py>=2.1,<3',
+        'bm25s>=0.3,<0.4',
         'flax>=0.12,<0.13',
         'huggingface_hub>=0.34,<3',
         'jax>=0.10,<0.12',
@@ -30,7 +31,9 @@ setup(
         'transformers>=4.56,<6',
     ],
     extras_require={
-        'test': ['httpx>=0.27,<1', 'hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
+        'test': ['gymnasium>=1,<2', 'httpx>=0.27,<1', 'hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
+        'gymnasium': ['gymnasium>=1,<2'],
+        'usergym': ['gymnasium>=1,<2', 'pyarrow>=16'],  # UserRL's gyms; ours need neither
         'users': ['httpx>=0.27,<1'],  # language models behind an endpoint as users
         'parity': ['torch==2.13.0', 'peft>=0.17,<1'],  # compares the decoder and adapters with transformers' own
         'cuda': ['jax[cuda12]>=0.10,<0.12'],

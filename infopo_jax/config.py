@@ -53,6 +53,9 @@ def base_config() -> config_dict.ConfigDict:
     c.env.reward_line = config_dict.placeholder(bool)  # usergym, UserRL's gyms: show rewards in replies (a leak)
     c.env.actions = config_dict.placeholder(str)  # gymnasium: action string of a call, see envs/gymnasium.py
     c.env.prompt = config_dict.placeholder(str)  # gymnasium: what the agent is told first
+    c.env.num_tasks = config_dict.placeholder(int)  # gymnasium: seeds of training, and as many of evaluation
+    c.env.success_at = config_dict.placeholder(float)  # gymnasium: sum of rewards from which an episode succeeded
+    c.env.outcome_range = config_dict.placeholder(float)  # gymnasium: largest minus smallest sum of rewards
     c.env.domain = config_dict.placeholder(str)  # tau2: 'airline' | 'retail' | 'telecom' | 'telecom-solo'
     c.env.solo = config_dict.placeholder(bool)  # tau2, telecom: the agent has the user's tools too, nobody to talk to
     c.env.evaluation = config_dict.placeholder(str)  # tau2: 'all', or 'env' where no judge is at hand

@@ -31,7 +31,8 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[1, inf]', 'model.dim model.num_layers model.num_heads model.num_kv_heads model.head_dim model.mlp_dim'),
     ('[1, inf]', 'rollout.max_action_tokens rollout.max_feedback_tokens rollout.max_prompt_tokens rollout.max_tokens'),
     ('[1, inf]', 'rollout.max_bad_actions rollout.chunk env.turn_limit model.max_vocab'),
-    ('[1, inf]', 'rollout.workers'),
+    ('[1, inf]', 'rollout.workers env.num_tasks'),
+    ('[-inf, inf]', 'env.success_at'),
     ('[-1, inf]', 'rollout.aside'),
     ('[0, inf]', 'rollout.retries lora.rank user.retries user.requests_per_minute'),
     ('[1, inf]', 'user.max_tokens user.concurrency'),
@@ -43,7 +44,7 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[0, inf)', 'info.weight info.weight_decay info.std_floor loss.kl_coef loss.entropy_coef'),
     ('[0, inf)', 'updates.importance_cap optim.weight_decay optim.warmup_steps eval.temperature'),
     ('(0, inf)', 'rollout.temperature info.gate_temperature model.rope_theta model.norm_eps'),
-    ('(0, inf)', 'optim.lr optim.eps warmstart.lr rollout.call_seconds lora.alpha user.timeout'),
+    ('(0, inf)', 'optim.lr optim.eps warmstart.lr rollout.call_seconds lora.alpha user.timeout env.outcome_range'),
     ('(0, inf]', 'loss.clip_high optim.clip_norm'),  # infinity switches the clip off
     ('(1, inf]', 'loss.dual_clip'),
 )

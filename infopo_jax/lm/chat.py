@@ -33,6 +33,7 @@ TOOL_FORMATS = ('auto', 'hermes', 'llama3', 'mistral', 'text')
 _ENDS = ('<|eom_id|>', '<|end_of_text|>', '<|endoftext|>')  # end a text too, in the tokenizers that have them
 _BREAK = '\ue0f1\ue0f2'  # private-use characters: set into a content where it would spell a token of markup
 _MAX_PROMPTS = 256  # renderings kept: those of a batch, whose groups share them
+_MAX_CONTENTS = 4096  # contents whose ids are kept
 
 
 class Chat:
@@ -78,6 +79,7 @@ class Chat:
         self._lead = self.template.lead()
         self._prompts: dict[str, list[int]] = {}
         self._markup: dict[str, list[int]] = {}
+        self._contents: dict[str, list[int]] = {}
         # Some tokenizers set a space in front of a text that nothing precedes, and take it away again in decoding: a
         # piece of a text is handled behind a stop token, then.
         self._needs_anchor = self._raw('a') != self._raw(self.template.stop + 'a')[1:]
@@ -108,8 +110,7 @@ class Chat:
 
     def content(self, message: Message) -> list[int]:
         """Returns the ids of a message's content as ``reply`` feeds it; the placeholder of a counterfactual is one."""
-        before = self.template.markup([message])[1]
-        return self.encode(_space_of(before) + self.template.written(message))
+        return list(self._content_ids(message, _space_of(self.template.markup([message])[1])))
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict] | None = None) -> list[int]:
         """Returns the ids of the opening messages, up to where the agent speaks: the template's own rendering.
@@ -186,7 +187,7 @@ class Chat:
         ids, roles = [], []
         for piece, message in zip(pieces, messages, strict=False):
             markup = self._markup_ids(_without_space(piece))
-            content = self.encode(_space_of(piece) + self.template.written(message))
+            content = self._content_ids(message, _space_of(piece))
             ids += [*markup, *content]
             roles += [int(Role.TEMPLATE)] * len(markup) + [int(Role.FEEDBACK)] * len(content)
         last = self._markup_ids(pieces[-1])
@@ -209,6 +210,15 @@ class Chat:
             first, *parts = text.split(_BREAK)
             self._prompts[text] = self._raw(first) + [id for part in parts for id in self._ids(part)]
         return self._prompts[text]
+
+    def _content_ids(self, message: Message, space: str) -> list[int]:
+        """Returns the ids of a content; kept: users repeat themselves, and contents are measured before they are fed."""
+        key = space + repr(sorted(message.items()))
+        if key not in self._contents:
+            if len(self._contents) >= _MAX_CONTENTS:
+                self._contents.clear()
+            self._contents[key] = self.encode(space + self.template.written(message))
+        return self._contents[key]
 
     def _markup_ids(self, text: str) -> list[int]:
         if text not in self._markup:

@@ -1,0 +1,76 @@
+"""UserGym: a user who hides what matters; by default our own intention gym, which needs no language model.
+
+Run:       python launch/train.py --config=configs/usergym.py
+Setting:   text environment, intention at level 1 (2 of 6 details matter, 4 turns), 128 rollouts a step, a small model
+           from random weights. --config.env.gym=travel | turtle | telepathy | function | persuade | search are others;
+           --config.env.level=2 and 3 are harder. The limits below fit them all.
+
+The paper's settings, for UserRL's gyms with a pretrained model and gpt-4o-mini as the user (arXiv 2603.00656):
+
+    git clone https://github.com/SalesforceAIResearch/UserRL && pip install -e UserRL/gyms/IntentionGym pyarrow
+    python launch/train.py --config=configs/usergym.py:paper --config.model.path=Qwen2.5-7B-Instruct \\
+      --config.env.gym=IntentionGym --config.env.data=UserRL/data/intention_multiturn \\
+      --config.user.name=openai --config.user.model=gpt-4o-mini
+"""
+
+from infopo_jax.config import base_config
+
+
+def get_config(setting: str = 'small'):
+    """Returns the run: 'small', from random weights, or 'paper', for a pretrained model."""
+    config = base_config()
+    config.env.name = 'usergym'
+    config.env.kind = 'hosted'
+    if setting not in ('small', 'paper'):
+        raise ValueError(f"the setting of configs/usergym.py must be 'small' or 'paper', got {setting!r}")
+    return _paper(config) if setting == 'paper' else _small(config)
+
+
+def _small(config):
+    config.steps = 200
+    config.env.gym = 'intention'
+    config.env.level = 1
+    config.env.reward = 'sparse'
+
+    config.batch.prompts = 16
+    config.batch.group_size = 8
+
+    config.model.rope_theta = 300.0  # contexts of 40 to 180 tokens
+    config.rollout.max_prompt_tokens = 128
+    config.rollout.max_action_tokens = 16
+    config.rollout.max_feedback_tokens = 24
+    config.rollout.max_tokens = 256
+
+    config.info.weight = 0.5
+    config.optim.lr = 1e-3
+    config.warmstart.steps = 400
+    config.warmstart.batch = 64
+    config.warmstart.lr = 3e-3
+    config.eval.interval = 25
+    return config
+
+
+def _paper(config):
+    config.env.gym = 'IntentionGym'
+    config.env.turn_limit = 16
+
+    config.batch.prompts = 64
+    config.batch.group_size = 5
+    config.updates.minibatches = 4  # of 16 prompts
+
+    config.rollout.max_prompt_tokens = 1152
+    config.rollout.max_action_tokens = 1024
+    config.rollout.max_feedback_tokens = 1024
+    config.rollout.max_tokens = 1152 + 8192
+
+    config.info.weight = 0.5
+    config.info.gate_temperature = 0.5
+    config.info.std_floor = 0.0
+    config.info.baseline = 'group'
+    config.info.downscale = True
+    config.loss.kl_coef = 0.0
+    config.loss.entropy_coef = 0.001
+    config.loss.dual_clip = 3.0
+    config.optim.lr = 3e-7
+    config.warmstart.steps = 0  # the model comes trained
+    return config

@@ -1,0 +1,330 @@
+"""Runs on a mesh of eight virtual devices; tests/test_sharding.py starts this file in a process that has them.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/eight_devices.py
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from builders import random_turns
+from chatter import Chatter
+from flax import nnx
+from models import often_stopping
+from talk import Colour
+
+from infopo_jax import build, config as config_lib, envs, loops, packing, sharding, update as update_lib
+from infopo_jax.checkpoint import Checkpointer
+from infopo_jax.envs.array import Example
+from infopo_jax.rollout import jitted, slots
+from infopo_jax.rollout.batches import to_turns
+from infopo_jax.state import nnx_state, pure
+
+assert len(jax.devices()) == 8, 'start this file as its first lines say'
+
+COMPILED = []  # an entry for every program that XLA has compiled
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: COMPILED.append(event) if event.endswith('backend_compile_duration') else None
+)
+
+ONE, ALL_AXES, MOSTLY_FSDP = (1, 1, 1), (2, 2, 2), (1, 4, 2)
+OTHERS = [
+    *[(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8],
+    *[(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2)],
+]
+OTHERS.remove(ALL_AXES)
+MESHES = [ALL_AXES, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in OTHERS)]
+
+
+class Echo(Colour):
+    """Answers whatever is said, with a reward that depends on it."""
+
+    def step(self, text):
+        info = {'is_error': len(text) % 2 == 1, 'success': True}
+        return f'it is {self.goal} ' * (len(text) % 3), float(len(text)), len(text) % 5 == 2, False, info
+
+    def corpus(self):
+        return ['which colour', 'it is ', 'take ', 'nothing'] * 4
+
+    def special_tokens(self):
+        return ['red', 'blue']
+
+    def example(self, rng):
+        return [{'role': 'user', 'content': 'which colour'}], f'take {rng.choice(["red", "blue"])}'
+
+
+class Taught(Chatter):
+    """Has something to teach: to say a token of the prompt."""
+
+    def example(self, key):
+        tokens = jax.random.randint(key, (7,), 8, 20).at[4].set(4).at[6].set(self.stop_id)
+        target = jnp.arange(7) >= 5
+        return Example(tokens=tokens.at[5].set(tokens[0]), token_mask=jnp.ones((7,), bool), target_mask=target)
+
+
+TINY = {
+    'batch.prompts': 4, 'batch.group_size': 4, 'model.dim': 16, 'model.num_layers': 1, 'model.num_heads': 8,
+    'model.num_kv_heads': 8, 'model.head_dim': 2, 'model.mlp_dim': 32, 'model.tie_embeddings': False,
+    'warmstart.batch': 16, 'eval.episodes': 16, 'log.rollouts': 2, 'optim.warmup_steps': 0, 'optim.lr': 1e-2,
+    'optim.eps': 1e-2,  # where a gradient is next to nothing, Adam's step would be its sign
+    'loss.kl_coef': 0.1,
+}  # fmt: skip
+KINDS = {
+    'jitted': TINY | {'env.name': 'chatter'},
+    'hosted': TINY | {
+        'env.name': 'echo', 'env.kind': 'hosted', 'rollout.max_prompt_tokens': 20, 'rollout.max_tokens': 64,
+        'rollout.max_action_tokens': 6, 'rollout.max_feedback_tokens': 12, 'rollout.slots': 8,
+        'info.mask_errors': False,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def environments():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(envs.ENVIRONMENTS, 'chatter', 'eight_devices:Taught')
+        patch.setitem(envs.ENVIRONMENTS, 'echo', 'eight_devices:Echo')
+        yield
+
+
+def start(kind, mesh, **overrides):
+    """Returns the loop of a run on a mesh and a state whose policy is no longer its reference."""
+    config = config_lib.base_config()
+    sizes = dict(zip(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), mesh, strict=True))
+    config.update_from_flattened_dict(KINDS[kind] | sizes | overrides)
+    config_lib.validate(config)
+    loop, model_config = build.make_loop(config)
+    state = build.make_state(loop, model_config, loops.seed_keys(config.seed, 1))
+    params = jax.tree.map(lambda leaf: 1.5 * jnp.asarray(leaf), host(state.params))
+    if kind == 'hosted':
+        params = nnx.split(often_stopping(nnx.merge(loop.rule.graphdef, params), loop.chat.stop_id, 4.0))[1]
+    return loop, dataclasses.replace(state, params=sharding.by_name(params, loop.rule.mesh))
+
+
+def host(tree):
+    """Returns copies as numpy arrays, of keys their words."""
+
+    def of(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.array(jax.random.key_data(leaf) if is_key else leaf)
+
+    return jax.tree.map(of, tree)
+
+
+def assert_close(a, b, least=1e-3):
+    """Compares leaf by leaf to 1e-5 of the leaf's largest number, or of ``least``."""
+    a, b = (jax.tree_util.tree_flatten_with_path(host(tree))[0] for tree in (a, b))
+    for (path, x), (_, y) in zip(a, b, strict=True):
+        scale = max(least, np.abs(y).max())
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+
+
+def assert_laid_out(tree, mesh):
+    """Checks the pieces that devices hold against the rules, and that all that is large is in pieces."""
+    wanted = jax.tree.leaves(sharding.shardings(tree, mesh))
+    for leaf, place in zip(jax.tree.leaves(tree), wanted, strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+        assert {piece.data.shape for piece in leaf.addressable_shards} == {place.shard_shape(leaf.shape)}
+    kernel = tree.params['blocks']['up']['kernel'][...]
+    moment = tree.opt_state[1][0].mu['blocks']['up']['kernel'][...]
+    for leaf in (kernel, moment):
+        share = mesh.shape['fsdp'] * mesh.shape['tensor']
+        assert leaf.addressable_shards[0].data.size == leaf.size // share
+
+
+# --- Steps.
+
+
+@functools.cache
+def jitted_reference():
+    loop, state = start('jitted', ONE)
+    state, metrics, _ = loop.step(state)
+    return host(state), metrics
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_jitted_step_equals_one_device(mesh, monkeypatch):
+    wanted, wanted_metrics = jitted_reference()
+    traces, rollout = [], jitted.rollout
+    monkeypatch.setattr(jitted, 'rollout', lambda *args, **kwargs: traces.append(0) or rollout(*args, **kwargs))
+    loop, state = start('jitted', mesh)
+    before = jax.tree.leaves(state.params)
+    state, metrics, _ = loop.step(state)
+    assert metrics['length'] == wanted_metrics['length'] and metrics['reward'] == wanted_metrics['reward']
+    assert metrics['grad_norm'] > 1e-2 and metrics['kl'] > 1e-3 and metrics['gain_mean'] != 0
+    assert_close(metrics, wanted_metrics, least=0.1)
+    assert_close(state, wanted)  # Adam's first moment is the gradient
+    assert_laid_out(state, loop.rule.mesh)
+    assert all(leaf.is_deleted() for leaf in before), 'the state is donated'
+    count = len(COMPILED)
+    for _ in range(2):
+        state, metrics, _ = loop.step(state)
+    assert metrics['skipped'] == 0 and len(traces) == 1 and count == len(COMPILED) > 0
+
+
+@functools.cache
+def hosted_reference():
+    """Returns what one device rolls out, and the state and metrics after an update on it."""
+    loop, state = start('hosted', ONE)
+    dialogues, turns = play(loop, state)
+    (branch_len, target_len), turns = loop.ladder.fit(turns, loop.rule.placeholder, loop.rule.horizon)
+    sizes = dict(branch_len=branch_len, target_len=target_len)
+    state, metrics = loop._update(state, turns, jax.random.key(5), **sizes)
+    return dialogues, turns, sizes, host(state), jax.device_get(metrics)
+
+
+def play(loop, state):
+    tasks = ['red', 'blue', 'red', 'blue']
+    dialogues, _ = loop.engine.rollout(
+        state.params, jax.random.key(3), tasks, group_size=4, seed=1, temperature=1.0
+    )  # fmt: skip
+    return dialogues, to_turns(dialogues, loop.engine.limits.max_tokens, loop.engine.limits.max_turns)
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_hosted_step_equals_one_device(mesh):
+    wanted, turns, sizes, wanted_state, wanted_metrics = hosted_reference()
+    loop, state = start('hosted', mesh)
+    mesh = loop.rule.mesh
+    dialogues, _ = play(loop, state)
+    assert [d.ids for d in dialogues] == [d.ids for d in wanted]
+    assert len({len(d.ids) for d in dialogues}) > 3 and len({d.outcome for d in dialogues}) > 3
+    for mine, theirs in zip(dialogues, wanted, strict=True):
+        np.testing.assert_allclose(mine.logps, theirs.logps, atol=1e-5)
+
+    before = jax.tree.leaves(state.params)
+    state, metrics = loop._update(state, sharding.rows(turns, mesh), jax.random.key(5), **sizes)
+    assert metrics['grad_norm'] > 1e-2 and metrics['kl'] > 1e-3 and metrics['gain_mean'] != 0
+    assert_close(metrics, wanted_metrics, least=0.1)
+    assert_close(state, wanted_state)
+    assert_laid_out(state, mesh)
+    assert all(leaf.is_deleted() for leaf in before), 'the state is donated'
+    count = len(COMPILED)
+    state, _ = loop._update(state, sharding.rows(turns, mesh), jax.random.key(6), **sizes)
+    play(loop, state)
+    assert count == len(COMPILED) > 0
+
+
+def test_hosted_cache_stays_in_pieces():
+    """Rows are divided over data and fsdp, key heads over tensor; rows that change places are not brought together."""
+    loop, state = start('hosted', ALL_AXES)
+    device, mesh = loop.engine.slots, loop.rule.mesh
+    device.begin(state.params, jax.random.key(0))
+    for cache in (device._cache, device._aside):
+        for leaf in (*cache.k, *cache.v):
+            assert leaf.shape[:2] == (8, 8) and leaf.addressable_shards[0].data.shape[:2] == (2, 4)
+        assert cache.position.addressable_shards[0].data.shape[0] == 2
+    assert device._logits.addressable_shards[0].data.shape[0] == 2
+    pairs, count = np.array([[1, 6], [5, 0], *[[0, 0]] * 6], np.int32), np.int32(2)
+    caches = [
+        jax.tree.map(lambda a, sign=sign: sign * np.arange(a.size, dtype=a.dtype).reshape(a.shape), host(device._cache))
+        for sign in (1, -1)
+    ]
+    wanted = jax.jit(functools.partial(slots._swap, None))(*caches, pairs, count)
+    pieces = [sharding.kv_cache(cache, mesh) for cache in caches]
+    program = device._swap.lower(*pieces, pairs, count).compile()
+    assert 'all-gather' not in program.as_text()
+    jax.tree.map(np.testing.assert_array_equal, program(*pieces, pairs, count), wanted)
+
+
+# --- Many passes over a batch, and what a device computes and holds.
+
+
+@pytest.fixture(scope='module')
+def passes():
+    """Returns {mesh: (program, state, metrics)} of an update with epochs, minibatches and microbatches, five layers."""
+    turns = random_turns(0, num_turns=(1, 2, 3, 4) * 4, vocab=20)
+    turns = dataclasses.replace(turns, outcome=np.random.default_rng(0).normal(size=16).astype(np.float32))
+    done = {}
+    for mesh in (ONE, MOSTLY_FSDP):
+        many = {'updates.epochs': 2, 'updates.minibatches': 2, 'updates.microbatches': 2}
+        loop, state = start('jitted', mesh, **{'model.num_layers': 5, 'model.mlp_dim': 128, **many})
+        bounds = packing.bounds(turns, loop.rule.placeholder)
+        rule = dataclasses.replace(loop.rule, branch_len=bounds[0], target_len=bounds[1])
+        step = jax.jit(functools.partial(update_lib.update, rule), donate_argnums=0)
+        inputs = sharding.rows(turns, rule.mesh), jax.random.key(2)
+        program = step.lower(state, *inputs).compile()
+        state, metrics = program(state, *inputs)
+        done[mesh] = program, host(state), jax.device_get(metrics)
+    return done
+
+
+def test_update_in_many_passes_equals_one_device(passes):
+    (_, wanted, wanted_metrics), (_, state, metrics) = passes[ONE], passes[MOSTLY_FSDP]
+    assert metrics['clip_fraction'] == wanted_metrics['clip_fraction'] and metrics['grad_norm'] > 1e-2
+    assert_close(metrics, wanted_metrics, least=0.1)
+    assert_close(state, wanted)
+
+
+def test_update_divides_work_and_memory(passes):
+    """A device computes an eighth; were activations split in place of weights being gathered, it would be more."""
+    (alone, *_), (divided, *_) = passes[ONE], passes[MOSTLY_FSDP]
+    flops = [program.cost_analysis()['flops'] for program in (alone, divided)]
+    assert flops[1] < 1.12 / 8 * flops[0]
+    sizes = [program.memory_analysis() for program in (alone, divided)]
+    assert sizes[1].temp_size_in_bytes < 0.2 * sizes[0].temp_size_in_bytes
+
+
+# --- Before and after.
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_warm_start_equals_one_device(kind):
+    losses = {}
+    for mesh in (ONE, ALL_AXES):
+        loop, state = start(kind, mesh)
+        losses[mesh] = []
+        params = loop.warm_start(
+            state.params,
+            jax.random.key(0),
+            steps=3,
+            batch=16,
+            lr=1e-2,
+            progress=lambda _, loss, mesh=mesh: losses[mesh].append(loss),
+        )
+        wanted = sharding.shardings(params, loop.rule.mesh)
+        for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(wanted), strict=True):
+            assert mesh == ONE or leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    np.testing.assert_allclose(losses[ALL_AXES], losses[ONE], rtol=1e-5)
+    assert losses[ONE][2] < losses[ONE][0] - 0.01
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        ({'mesh.tensor': 16}, 'mesh.data * mesh.fsdp * mesh.tensor = 2 * 2 * 16 = 64 devices, and there are 8'),
+        (
+            {'mesh.data': 1, 'mesh.tensor': 4, 'model.num_kv_heads': 2},
+            'mesh.tensor = 4 does not divide model.num_kv_heads = 2',
+        ),
+        ({'updates.microbatches': 8}, '= 2 * 2 = 4 does not divide the 2 rollouts of a microbatch (batch.prompts / '),
+        ({'num_seeds': 2}, 'config.num_seeds = 2 on the mesh data 2 x fsdp 2 x tensor 2, 8 of 8 devices: seeds'),
+    ],
+)
+def test_make_loop_refuses_what_does_not_fit(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        start('jitted', ALL_AXES, **overrides)
+
+
+def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
+    loop, state = start('jitted', ALL_AXES)
+    Checkpointer(tmp_path).save(3, pure(state), config_dict={})
+    for mesh in ((1, 4, 2), (4, 1, 1), ONE):
+        config = config_lib.base_config()
+        sizes = dict(zip(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), mesh, strict=True))
+        config.update_from_flattened_dict(KINDS['jitted'] | sizes)
+        loop, model_config = build.make_loop(config)
+        template = build.state_template(loop, model_config, loops.seed_keys(0, 1))
+        values, step, _ = Checkpointer(tmp_path).restore(pure(template))
+        restored = nnx_state(values, template)
+        jax.tree.map(np.testing.assert_array_equal, host(restored), host(state))
+        assert step == 3 and {len(leaf.devices()) for leaf in jax.tree.leaves(restored)} == {math.prod(mesh)}
+        if mesh != ONE:
+            assert_laid_out(restored, loop.rule.mesh)
+        assert jax.random.key_impl(restored.key) == jax.random.key_impl(state.key)
+        jax.random.bits(restored.key, ())
