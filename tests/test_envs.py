@@ -13,6 +13,7 @@ from infopo_jax import envs
 from infopo_jax.envs.probe import PROBES
 
 SPECS = {
+    'sokoban': ('sokoban', {'level': 1}),
     'intent': ('intent', {}),
     'intent-hard': ('intent', {'num_slots': 3, 'num_hidden': 2, 'turn_limit': 4, 'reward': 'share', 'turn_cost': 0.05}),
     **{probe: ('probe', {'probe': probe}) for probe in PROBES},
