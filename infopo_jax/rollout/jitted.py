@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from infopo_jax import sharding
 from infopo_jax.envs.array import ArrayEnv
-from infopo_jax.lm import cache as cache_lib, generate, sampling
+from infopo_jax.lm import cache as cache_lib, decoding, sampling
 from infopo_jax.types import EndReason, Role, Turns, pytree_dataclass
 
 
@@ -135,7 +135,7 @@ def rollout(
     Returns:
         Turns of N = P * G rows, L = Layout.of(env).length.
     """
-    lay, model = Layout.of(env), generate.for_decoding(model)
+    lay, model = Layout.of(env), decoding.for_decoding(model)
     carry, member_keys = _start(model, env, lay, key, num_prompts, group_size, split, rollout_mesh)
 
     def body(c):
