@@ -31,7 +31,14 @@ setup(
         'transformers>=4.56,<6',
     ],
     extras_require={
-        'test': ['gymnasium>=1,<2', 'httpx>=0.27,<1', 'hypothesis>=6.100,<7', 'pytest>=8.3,<10', 'ruff>=0.12,<1'],
+        'test': [
+            'gymnasium>=1,<2',
+            'httpx>=0.27,<1',
+            'hypothesis>=6.100,<7',
+            'pytest>=8.3,<10',
+            'pytest-xdist>=3.6,<4',
+            'ruff>=0.12,<1',
+        ],
         'gymnasium': ['gymnasium>=1,<2'],
         'usergym': ['gymnasium>=1,<2', 'pyarrow>=16'],  # UserRL's gyms; ours need neither
         'users': ['httpx>=0.27,<1'],  # language models behind an endpoint as users

@@ -31,6 +31,7 @@ def make_loop(config: Any) -> tuple[Any, LMConfig]:
         look_groups=-(-config.log.rollouts // group_size),
         temperature=config.rollout.temperature,
         eval_temperature=config.eval.temperature,
+        eval_truncation={name: config.eval[name] for name in ('top_k', 'top_p', 'min_p')},
         max_bad_actions=config.rollout.max_bad_actions,
     )
     mesh = make_mesh(config, sizes)

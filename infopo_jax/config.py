@@ -175,6 +175,9 @@ def base_config() -> config_dict.ConfigDict:
     c.eval.interval = 20  # steps; 0: only before and after training
     c.eval.episodes = 256  # held-out episodes per evaluation
     c.eval.temperature = 1.0  # 0 is greedy
+    c.eval.top_k = 0  # the likeliest tokens that are kept; 0 keeps all (training always does)
+    c.eval.top_p = 1.0  # keeps the fewest likeliest tokens that add up to this
+    c.eval.min_p = 0.0  # keeps tokens this many times as likely as the likeliest
 
     c.log = config_dict.ConfigDict()
     c.log.interval = 5  # steps between console lines; metrics.jsonl has every step

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # (interval, fields); a square bracket includes the bound, a round one does not. None as a value is never checked.
 RANGES: tuple[tuple[str, str], ...] = (
     ('[0, inf]', 'seed steps profile info.horizon rollout.slots warmstart.steps eval.interval log.rollouts'),
+    ('[0, inf]', 'eval.top_k'),
     ('[1, inf]', 'num_seeds batch.prompts batch.group_size warmstart.batch eval.episodes log.interval'),
     ('[1, inf]', 'updates.epochs updates.minibatches updates.microbatches updates.max_bad_updates checkpoint.interval'),
     ('[1, inf]', 'model.dim model.num_layers model.num_heads model.num_kv_heads model.head_dim model.mlp_dim'),
@@ -38,7 +39,8 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[1, inf]', 'user.max_tokens user.concurrency'),
     ('[0, inf)', 'user.temperature user.prompt_price user.completion_price'),
     ('[-1, inf]', 'mesh.data mesh.fsdp mesh.tensor'),
-    ('[0, 1]', 'rollout.max_failed_fraction'),
+    ('[0, 1]', 'rollout.max_failed_fraction eval.min_p'),
+    ('(0, 1]', 'eval.top_p'),
     ('[0, 1)', 'optim.b1 optim.b2'),
     ('(0, 1]', 'loss.clip_low'),
     ('[0, inf)', 'info.weight info.weight_decay info.std_floor loss.kl_coef loss.entropy_coef'),
@@ -110,9 +112,7 @@ def _bad_batch(fields: Fields) -> Iterator[str]:
 
 def _bad_model(fields: Fields) -> Iterator[str]:
     if fields['model.path'] is not None and fields['env.kind'] == 'jitted':
-        yield _line(
-            fields, 'model.path', "needs config.env.kind = 'hosted': others have their own words"
-        )
+        yield _line(fields, 'model.path', "needs config.env.kind = 'hosted': others have their own words")
     heads = fields['model.num_heads']
     if heads % fields['model.num_kv_heads']:
         yield _line(fields, 'model.num_kv_heads', f'must divide config.model.num_heads = {heads}')

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,9 @@ class Sizes:
     temperature: float
     eval_temperature: float
     max_bad_actions: int
+    eval_truncation: Mapping[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # top_k, top_p, min_p; training: none
 
 
 class JittedLoop:
@@ -115,6 +118,7 @@ class JittedLoop:
             num_prompts=self.sizes.eval_groups,
             split='test',
             temperature=self.sizes.eval_temperature,
+            **self.sizes.eval_truncation,
         )
         metrics = evaluate_lib.eval_metrics(turns, group_size=size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
@@ -195,7 +199,11 @@ class HostedLoop:
         rng = random.Random(f'tasks {self.seed} {step}')
         tasks = rng.choices(self.tasks['train'], k=self.sizes.num_prompts)
         turns, clock = self._rollout(
-            state.weights, jax.random.fold_in(key, ROLLOUT), tasks, rng.getrandbits(31), self.sizes.temperature
+            state.weights,
+            jax.random.fold_in(key, ROLLOUT),
+            tasks,
+            rng.getrandbits(31),
+            temperature=self.sizes.temperature,
         )
         rolled = time.perf_counter()
         (branch_len, target_len), turns = self.ladder.fit(turns, self.rule.placeholder, self.rule.horizon)
@@ -227,7 +235,8 @@ class HostedLoop:
         """Returns held-out metrics and a ``Look``."""
         rng = random.Random(f'eval {self.seed}')
         tasks = rng.sample(self.tasks['test'], min(self.sizes.eval_groups, len(self.tasks['test'])))
-        turns, _ = self._rollout(params, key, tasks, rng.getrandbits(31), self.sizes.eval_temperature)
+        draw = {'temperature': self.sizes.eval_temperature, **self.sizes.eval_truncation}
+        turns, _ = self._rollout(params, key, tasks, rng.getrandbits(31), **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: max(1, self.sizes.look_groups) * self.sizes.group_size], turns)
         (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
@@ -238,10 +247,8 @@ class HostedLoop:
         """Returns the text of ids."""
         return self.chat.decode(ids)
 
-    def _rollout(self, params, key, tasks, seed, temperature):
-        dialogues, clock = self.engine.rollout(
-            params, key, tasks, group_size=self.sizes.group_size, seed=seed, temperature=temperature
-        )
+    def _rollout(self, params, key, tasks, seed, **draw):
+        dialogues, clock = self.engine.rollout(params, key, tasks, group_size=self.sizes.group_size, seed=seed, **draw)
         failed = [d for d in dialogues if not d.valid]
         if len(failed) > self.max_failed_fraction * len(dialogues):
             raise hosted.RolloutsFailed(

@@ -212,7 +212,7 @@ class Chat:
         return self._prompts[text]
 
     def _content_ids(self, message: Message, space: str) -> list[int]:
-        """Returns the ids of a content; kept: users repeat themselves, and contents are measured before they are fed."""
+        """Returns the ids of a content; kept: users repeat themselves, and contents are counted before they are fed."""
         key = space + repr(sorted(message.items()))
         if key not in self._contents:
             if len(self._contents) >= _MAX_CONTENTS:

@@ -275,9 +275,13 @@ class Dialogue:
 
 
 def _open(make_env: Callable[[], TextEnv], seed: int, options: dict[str, Any]) -> tuple[TextEnv, Any]:
-    """Returns a fresh environment and what its reset said."""
+    """Returns a fresh environment and what its reset said; one that fails at once is closed again."""
     env = make_env()
-    return env, env.reset(seed=seed, options=options)
+    try:
+        return env, env.reset(seed=seed, options=options)
+    except Exception:
+        getattr(env, 'close', lambda: None)()
+        raise
 
 
 def _messages(observation: Observation) -> list[Message]:

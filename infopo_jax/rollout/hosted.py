@@ -97,7 +97,15 @@ class HostedRollout:
         )
 
     def rollout(
-        self, params: Any, key: jax.Array, tasks: Sequence[Any], *, group_size: int, seed: int, temperature: float
+        self,
+        params: Any,
+        key: jax.Array,
+        tasks: Sequence[Any],
+        *,
+        group_size: int,
+        seed: int,
+        temperature: float,
+        **truncation: float,
     ) -> tuple[list[Dialogue], Clock]:
         """Plays ``group_size`` episodes of every task.
 
@@ -108,6 +116,7 @@ class HostedRollout:
             group_size: G.
             seed: host randomness of the environments (the wording of users).
             temperature: of sampling; 0 is greedy.
+            **truncation: top_k, top_p and min_p of ``sampling.sample``, for evaluation.
 
         Returns:
             N = P * G finished dialogues in the order of their rows, and the clock.
@@ -118,7 +127,7 @@ class HostedRollout:
         self.slots.begin(params, key)
         workers = Workers(self.num_workers, limit=self.call_seconds)
         try:
-            batch = _Batch(self, workers, temperature)
+            batch = _Batch(self, workers, {'temperature': temperature, **truncation})
             for g, task in enumerate(tasks):
                 for m in range(group_size):
                     batch.add(g, m, task, seed + 7919 * g)
@@ -131,8 +140,8 @@ class HostedRollout:
 class _Batch:
     """One batch being played: who is queued, seated, aside, or ended."""
 
-    def __init__(self, engine: HostedRollout, workers: Workers, temperature: float):
-        self.engine, self.workers, self.temperature = engine, workers, temperature
+    def __init__(self, engine: HostedRollout, workers: Workers, draw: dict[str, float]):
+        self.engine, self.workers, self.draw = engine, workers, draw
         self.device, self.clock = engine.slots, Clock()
         self.dialogues: list[Dialogue] = []
         self.queue: collections.deque[int] = collections.deque()  # rows that have no slot yet, in order
@@ -296,7 +305,7 @@ class _Batch:
         start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
         fed = np.array([0 if d is None else d.fed for d in tenants], np.int32)
         budget = np.array([d.budget if d is not None and d.speaking else 0 for d in tenants], np.int32)
-        tokens, logps, count = self.device.decode(fed, budget, temperature=self.temperature)
+        tokens, logps, count = self.device.decode(fed, budget, **self.draw)
         for i in np.flatnonzero(budget):
             tenants[i].hear(tokens[i, : count[i]], logps[i, : count[i]])
         self.dispatch = time.perf_counter() - start

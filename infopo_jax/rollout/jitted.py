@@ -115,6 +115,7 @@ def rollout(
     temperature: float = 1.0,
     max_bad_actions: int = 3,
     rollout_mesh: jax.sharding.Mesh | None = None,
+    **truncation: float,
 ) -> Turns:
     """Plays ``num_prompts`` groups of ``group_size`` episodes; traceable and without callbacks.
 
@@ -131,6 +132,7 @@ def rollout(
         temperature: of sampling; 0 is greedy.
         max_bad_actions: actions in a row answered by an error that end a rollout with BAD_ACTION.
         rollout_mesh: devices that the rows are divided over.
+        **truncation: top_k, top_p and min_p of ``sampling.sample``, for evaluation.
 
     Returns:
         Turns of N = P * G rows, L = Layout.of(env).length.
@@ -138,8 +140,10 @@ def rollout(
     lay, model = Layout.of(env), decoding.for_decoding(model)
     carry, member_keys = _start(model, env, lay, key, num_prompts, group_size, split, rollout_mesh)
 
+    settings = {'temperature': temperature, **truncation}
+
     def body(c):
-        return _divide(_turn(c, model, env, lay, member_keys, temperature, max_bad_actions), rollout_mesh)
+        return _divide(_turn(c, model, env, lay, member_keys, settings, max_bad_actions), rollout_mesh)
 
     carry = jax.lax.while_loop(lambda c: (c.t < lay.turns) & jnp.any(c.alive), body, carry)
     outcome, success = jax.vmap(env.score)(carry.env_state)
@@ -232,7 +236,7 @@ def _last(hidden, mask):
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-def _decode(c, model, env, lay, member_keys, temperature):
+def _decode(c, model, env, lay, member_keys, settings):
     """Samples one action per living row.
 
     The last token of an action is not fed here: it goes in front of the feedback, one dispatch less per turn.
@@ -242,7 +246,7 @@ def _decode(c, model, env, lay, member_keys, temperature):
     keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(k, 0), c.t))(member_keys)
 
     def draw(j, logits):
-        return sampling.sample(jax.vmap(lambda k: jax.random.fold_in(k, j))(keys), logits, temperature=temperature)
+        return sampling.sample(jax.vmap(lambda k: jax.random.fold_in(k, j))(keys), logits, **settings)
 
     def record(j, tokens, logps, mask, alive, logits):
         token, logp = draw(j, logits)
@@ -268,9 +272,9 @@ def _decode(c, model, env, lay, member_keys, temperature):
     return tokens, logps, mask, cache
 
 
-def _turn(c, model, env, lay, member_keys, temperature, max_bad_actions):
+def _turn(c, model, env, lay, member_keys, settings, max_bad_actions):
     """Plays one turn of every living row: action, environment, feedback."""
-    tokens, logps, mask, cache = _decode(c, model, env, lay, member_keys, temperature)
+    tokens, logps, mask, cache = _decode(c, model, env, lay, member_keys, settings)
     mask &= c.alive[:, None]
     tokens = jnp.where(mask, tokens, 0)
     column = lay.prompt + c.t * lay.block

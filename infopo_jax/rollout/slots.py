@@ -53,7 +53,9 @@ class Slots:
         self._empty = jax.jit(bind(_empty, graphdef, mesh, columns, cache_dtype), static_argnums=1)
         self._extend = jax.jit(bind(_extend, graphdef, mesh), donate_argnums=(1, 2))
         self._decode = jax.jit(
-            bind(_decode, graphdef, mesh, chunk, stop_ids), donate_argnums=(1, 2), static_argnames='temperature'
+            bind(_decode, graphdef, mesh, chunk, stop_ids),
+            donate_argnums=(1, 2),
+            static_argnames=('temperature', 'top_k', 'top_p', 'min_p'),
         )
         self._seat = jax.jit(bind(_seat, mesh), donate_argnums=(0, 1))
         self._swap = jax.jit(bind(_swap, mesh), donate_argnums=(0, 1))
@@ -109,19 +111,19 @@ class Slots:
         """Feeds tokens [slots, C], the first ``count`` of each row, behind the ``fed`` tokens that its row holds."""
         self._cache, self._logits = self._extend(self._params, self._cache, self._logits, tokens, count, fed)
 
-    def decode(self, fed: np.ndarray, budget: np.ndarray, *, temperature: float):
+    def decode(self, fed: np.ndarray, budget: np.ndarray, **draw: float):
         """Samples up to ``chunk`` tokens in rows with a budget, at most that, until each stops.
 
         Args:
             fed: [slots] tokens that each row holds.
             budget: [slots] tokens that each may say; 0 where nobody speaks.
-            temperature: of sampling; 0 is greedy.
+            **draw: temperature, top_k, top_p and min_p of ``sampling.sample``.
 
         Returns:
             tokens [slots, chunk], log-probabilities [slots, chunk] and how many [slots], on the host.
         """
         self._cache, self._logits, out = self._decode(
-            self._params, self._cache, self._logits, fed, budget, self._key, self._places, temperature=temperature
+            self._params, self._cache, self._logits, fed, budget, self._key, self._places, **draw
         )
         return jax.device_get(out)
 
@@ -148,7 +150,7 @@ def _extend(graphdef, mesh, params, cache, logits, tokens, count, fed):
     return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
 
 
-def _decode(graphdef, mesh, chunk, stop_ids, params, cache, logits, fed, budget, key, places, *, temperature):
+def _decode(graphdef, mesh, chunk, stop_ids, params, cache, logits, fed, budget, key, places, **draw):
     """Every token is fed as it is sampled, except one that ends the action: that goes in front of the feedback."""
     model = nnx.merge(graphdef, params)
     fed, budget, keys = sharding.rows((fed, budget, _row_keys(key, places)), mesh)
@@ -157,7 +159,7 @@ def _decode(graphdef, mesh, chunk, stop_ids, params, cache, logits, fed, budget,
     def body(s):
         j, going, cache, logits, tokens, logps, count = s
         token_keys = jax.vmap(jax.random.fold_in)(keys, fed + count)
-        token, logp = sampling.sample(token_keys, logits, temperature=temperature)
+        token, logp = sampling.sample(token_keys, logits, **draw)
         tokens = tokens.at[:, j].set(jnp.where(going, token, 0))
         logps = logps.at[:, j].set(jnp.where(going, logp, 0.0))
         position = jnp.where(going, fed + count, -1)
