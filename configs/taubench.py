@@ -56,8 +56,7 @@ def _small(config):
 
 
 def _paper(config):
-    config.env.name = 'tau2'
-    config.env.domain = 'telecom'
+    config.env.name = 'tau2'  # telecom, solo, unless env.domain and user.model say otherwise
 
     config.batch.prompts = 32
     config.batch.group_size = 5
