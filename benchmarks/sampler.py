@@ -1,6 +1,6 @@
 """How fast is sampling, against transformers' generate and google-tunix's vanilla sampler, side by side in one run?
 
-    python benchmarks/sampler.py --tunix-python=~/venv/tunix/bin/python             # on a CPU: four small Qwen3 models
+    python benchmarks/sampler.py --tunix-python=TUNIX_VENV/bin/python              # on a CPU: four small Qwen3 models
     python benchmarks/sampler.py --shape=qwen2.5-7b --batch=64,256                  # on an accelerator
 
 All read the same random checkpoint and continue the same prompts, with nothing to stop them; calls are interleaved, and
