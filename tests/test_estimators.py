@@ -79,7 +79,7 @@ def _tokens(turn_adv, signals):
     return out
 
 
-def _equal(credit, other, rtol=0.0):
+def assert_equal(credit, other, rtol=0.0):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol), credit, other)
 
 
@@ -105,7 +105,7 @@ def test_estimators_return_finite_credit_inside_the_loss_mask(name):
 def test_estimators_under_jit_with_traced_scalars_equal_eager(name, form):
     signals = _signals()
     eager = get(name)(signals, group_size=4, key=KEY, **HYPER | form)
-    _equal(_run(name, signals, **form), eager, rtol=1e-5)
+    assert_equal(_run(name, signals, **form), eager, rtol=1e-5)
 
 
 @each_estimator
@@ -115,7 +115,7 @@ def test_estimators_vmap_over_seeds(name):
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *batch)
     credits = jax.jit(jax.vmap(lambda s, k: _run(name, s, key=k)))(stacked, keys)
     for i in range(3):
-        _equal(jax.tree.map(lambda x, i=i: x[i], credits), _run(name, batch[i], key=keys[i]), rtol=1e-5)
+        assert_equal(jax.tree.map(lambda x, i=i: x[i], credits), _run(name, batch[i], key=keys[i]), rtol=1e-5)
 
 
 @each_estimator
@@ -131,7 +131,7 @@ def test_estimators_ignore_invalid_rows_padding_and_masked_gains(name, form):
         gain=jnp.where(signals.gain_mask & ~row[:, None], signals.gain, NAN),
         num_turns=jnp.where(row, 1, signals.num_turns),
     )
-    _equal(_run(name, garbage, **form), _run(name, signals, **form))
+    assert_equal(_run(name, garbage, **form), _run(name, signals, **form))
 
 
 @each_estimator
@@ -306,7 +306,7 @@ def test_shuffled_gain_is_infopo_on_permuted_gains():
     assert jnp.any(shuffled.advantage != _run('shuffled_gain', signals, key=jax.random.key(1)).advantage)
     np.testing.assert_allclose(shuffled.metrics['gain_mean'], _run('infopo', signals).metrics['gain_mean'], rtol=1e-6)
     equal = dataclasses.replace(signals, gain=jnp.where(used, 0.7, 0))  # nothing to lose: the placebo changes nothing
-    _equal(_run('shuffled_gain', equal), _run('infopo', equal))
+    assert_equal(_run('shuffled_gain', equal), _run('infopo', equal))
 
 
 def test_shuffle_in_groups_permutes_inside_each_group_and_mask():

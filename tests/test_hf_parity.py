@@ -121,7 +121,7 @@ def plain(model, tokens, mask):
     return model(tokens, mask)
 
 
-def close(out, wanted):
+def assert_close(out, wanted):
     """Checks a relative error of 1e-4, in units of the largest logit."""
     assert np.abs(wanted).max() > 1
     np.testing.assert_allclose(out, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
@@ -136,9 +136,9 @@ def test_load_gives_transformers_logits_with_padding_on_either_side(case):
         inputs = dict(attention_mask=torch.tensor(mask.astype(np.int64)), position_ids=position)
         wanted = case.theirs(torch.tensor(case.tokens), **inputs).logits.numpy()
     out = np.asarray(plain(case.ours, jnp.asarray(case.tokens, jnp.int32), jnp.asarray(mask)))
-    close(out[mask], wanted[mask])
+    assert_close(out[mask], wanted[mask])
     alone = case.wanted(case.tokens[1:2, PAD:])
-    close(out[1, PAD:], alone[0])
+    assert_close(out[1, PAD:], alone[0])
     garbage = np.where(mask, case.tokens, 7)
     other = np.asarray(plain(case.ours, jnp.asarray(garbage, jnp.int32), jnp.asarray(mask)))
     np.testing.assert_array_equal(other[mask], out[mask])
@@ -166,7 +166,7 @@ def test_extend_in_chunks_gives_transformers_logits(case):
         position = jnp.broadcast_to(jnp.arange(start, start + size), part.shape)
         logits, cache = feed(case.ours, part, position, cache, jnp.int32(start))
         outs.append(logits)
-    close(np.concatenate(outs, 1), case.wanted(case.tokens[:, :20]))
+    assert_close(np.concatenate(outs, 1), case.wanted(case.tokens[:, :20]))
 
 
 def test_paired_branches_give_transformers_logits_of_separate_passes(case):
@@ -191,7 +191,7 @@ def test_paired_branches_give_transformers_logits_of_separate_passes(case):
             mine = [
                 a for a in np.flatnonzero(packed.branch_mask[n, 0]) if turns.turn[n, packed.target_index[n, a]] == t + 1
             ]
-            close(logits[n, np.asarray(packed.branch_source)[n, 0, mine]], wanted[np.array(at) - 1])
+            assert_close(logits[n, np.asarray(packed.branch_source)[n, 0, mine]], wanted[np.array(at) - 1])
             checked += len(at)
     assert checked > 6
 
