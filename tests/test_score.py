@@ -92,6 +92,23 @@ def test_score_logp_and_entropy_equal_a_plain_pass(model):
     assert plain.token_gain is None
 
 
+@pytest.mark.parametrize('horizon', [1, 2])
+def test_score_caps_logits_as_the_model_does(horizon):
+    """Gemma 2's final soft cap bounds the logits before the temperature divides them, with and without feedback."""
+    capped = tiny_model(50, head=20.0, final_soft_cap=2.0)
+    row = [(5, Role.PROMPT, -1), (6, Role.ACTION, 0), (7, Role.FEEDBACK, 0), (8, Role.ACTION, 1), (9, Role.ACTION, 1)]
+    turns = builders.turns_of([row])
+    scores = score.score(capped, turns, jnp.array([40]), horizon=horizon, temperature=1.3)
+    logp = jax.nn.log_softmax(capped(turns.tokens) / 1.3, axis=-1)
+    masked = jax.nn.log_softmax(capped(turns.tokens.copy() * 0 + jnp.array([[5, 6, 40, 8, 9]])) / 1.3, axis=-1)
+    for i in (3, 4):
+        token = int(turns.tokens[0, i])
+        np.testing.assert_allclose(scores.logp[0, i], logp[0, i - 1, token], atol=1e-5)
+        gain = logp[0, i - 1, token] - masked[0, i - 1, token]
+        np.testing.assert_allclose(scores.token_gain[0, 0, i], gain, atol=1e-5)
+    assert np.abs(capped(turns.tokens)).max() > 1.9  # the cap binds
+
+
 @pytest.mark.parametrize('kind', ['log_ratio', 'kl'])
 def test_score_with_the_feedback_itself_as_placeholder_is_zero(model, kind):
     row = [(5, Role.PROMPT, -1), (6, Role.ACTION, 0), (7, Role.TEMPLATE, 0)]
