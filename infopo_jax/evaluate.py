@@ -22,11 +22,13 @@ class Look:
 
 
 def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
-    """Returns rollout_metrics and pass^k: the share of tasks on which all k = group_size rollouts succeed."""
-    grouped = jnp.where(turns.valid, turns.success, True).reshape(-1, group_size)
-    any_valid = jnp.any(jnp.reshape(turns.valid, (-1, group_size)), axis=1)
-    all_pass = masked_mean(jnp.all(grouped, axis=1), any_valid)
-    return metrics_lib.rollout_metrics(turns) | {f'pass_{group_size}': all_pass.astype(jnp.float32)}
+    """Returns rollout_metrics and pass^k: the share of tasks on which all k = group_size rollouts succeed.
+
+    Tasks of which a rollout failed (``valid`` is False) are left out: with fewer than k rollouts they would be easier.
+    Where no task is left, pass^k is 0.
+    """
+    success, valid = (jnp.all(mask.reshape(-1, group_size), axis=1) for mask in (turns.success, turns.valid))
+    return metrics_lib.rollout_metrics(turns) | {f'pass_{group_size}': masked_mean(success, valid).astype(jnp.float32)}
 
 
 def look(rule: update_lib.UpdateRule, model: Any, turns: Turns, key: jax.Array, step: jax.Array) -> Look:

@@ -26,13 +26,14 @@ def test_eval_metrics_pass_k_is_the_share_of_tasks_on_which_all_succeed():
     assert evaluate.eval_metrics(turns_with(success, [True] * 8), group_size=4)['pass_4'] == 0
 
 
-def test_eval_metrics_pass_k_leaves_failed_rollouts_out():
-    """Task 0 succeeds on its one valid rollout, task 1 has none, task 2 fails."""
-    success = [True, False, True, True, False, True]
-    valid = [True, False, False, False, True, True]
+def test_eval_metrics_pass_k_leaves_out_tasks_of_which_a_rollout_failed():
+    """Task 0 succeeds on its one valid rollout, task 1 has none, task 2 succeeds on one of two, task 3 on both."""
+    success = [True, False, True, True, False, True, True, True]
+    valid = [True, False, False, False, True, True, True, True]
     metrics = evaluate.eval_metrics(turns_with(success, valid), group_size=2)
     assert metrics['pass_2'] == 1 / 2
-    assert evaluate.eval_metrics(turns_with(success, [False] * 6), group_size=2)['pass_2'] == 0
+    for valid in ([True, False] * 4, [False] * 8):  # no task is whole
+        assert evaluate.eval_metrics(turns_with(success, valid), group_size=2)['pass_2'] == 0
 
 
 @pytest.mark.parametrize('estimator', ['infopo', 'grpo'])
