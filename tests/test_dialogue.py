@@ -7,13 +7,14 @@ from chat_templates import tokenizer_of
 from talk import LONG, Colour, tiny_chat
 
 from infopo_jax.lm.chat import Chat
-from infopo_jax.rollout.dialogue import CUT, TOO_LONG, Dialogue, Limits, UserFailed
+from infopo_jax.rollout.dialogue import CUT, TOO_LONG, Dialogue, Limits, PromptTooLong, UserFailed
 from infopo_jax.types import EndReason, Role
 
 CHAT = tiny_chat()
 LIMITS = Limits(
     max_turns=4, max_tokens=200, max_prompt_tokens=40, max_action_tokens=8, max_feedback_tokens=60, max_bad_actions=2
 )
+ROOMY = {'max_action_tokens': 200, 'max_tokens': 2000, 'max_prompt_tokens': 200, 'max_turns': 9}
 
 
 def begin(task='red', *, env=None, chat=CHAT, **limits):
@@ -42,6 +43,12 @@ def say(dialogue, text, *, stop=True, chunk=3):
     assert dialogue.spoken
     dialogue.step()
     return dialogue
+
+
+def utter(dialogue, chat, text, stop):
+    dialogue.hear([*chat.encode_action(text), stop], [-0.1] * (len(chat.encode_action(text)) + 1))
+    assert dialogue.spoken
+    dialogue.step()
 
 
 def marked(dialogue):
@@ -170,7 +177,7 @@ def test_feedback_is_not_cut_inside_a_character():
 
 
 def test_start_names_the_task_whose_prompt_is_too_long():
-    with pytest.raises(ValueError, match=r"prompt of task 'red' has \d+ tokens, more than 5: raise "):
+    with pytest.raises(PromptTooLong, match=r"prompt of task 'red' has \d+ tokens, more than 5: raise "):
         begin(max_prompt_tokens=5)
     size = len(begin().ids)
     assert len(begin(max_tokens=size + 1).ids) == size  # room for one token to be said
@@ -192,6 +199,78 @@ def test_a_failing_environment_makes_the_row_invalid(error, end):
     assert (at_reset.num_turns, at_reset.rewards) == (0, [])
 
 
+class Breaks(Colour):
+    """Opens, or answers, with what it is given."""
+
+    def __init__(self, *, opening=('which colour', {}), answer=('it is ', 0.0, False, False, {})):
+        super().__init__()
+        self.opening, self.answer = opening, answer
+
+    def reset(self, *, seed=0, options=None):
+        return self.opening
+
+    def step(self, text):
+        return self.answer
+
+
+def ended(outcome):
+    return 'nothing', 0.5, True, False, {'success': True, 'outcome': outcome}
+
+
+@pytest.mark.parametrize(
+    ('answer', 'words'),
+    [
+        (([{'role': 'user'}], 0.0, False, False, {}), "{'role': str, 'content': str}, got {'role': 'user'}"),
+        (([{'role': 'user', 'content': None}], 0.0, False, False, {}), "'content': None"),
+        (([{'content': 'red'}], 0.0, False, False, {}), "got {'content': 'red'}"),
+        ((['red'], 0.0, False, False, {}), "got 'red'"),
+        ((None, 0.0, False, False, {}), 'NoneType'),
+        (('\ud800', 0.0, False, False, {}), ''),  # half a character
+        (('red', None, False, False, {}), 'the reward must be a finite number, got None'),
+        (('red', float('nan'), False, False, {}), 'the reward must be a finite number, got nan'),
+        (('red', 0.0, False, False, None), 'NoneType'),
+        (ended(None), "info['outcome'] must be a finite number, got None"),
+        (ended('won'), "info['outcome'] must be a finite number, got 'won'"),
+        (ended(float('inf')), "info['outcome'] must be a finite number, got inf"),
+        (None, 'NoneType'),
+    ],
+    ids=str,
+)
+def test_an_answer_that_breaks_the_contract_fails_its_rollout_and_says_why(answer, words):
+    d = say(begin(env=Breaks(answer=answer)), 'ask')
+    assert (d.end_reason, d.valid, d.success, d.outcome) == (EndReason.ENV_ERROR, False, False, 0.0)
+    assert 'breaks the contract of envs/text.py: ' in d.error_text and words in d.error_text
+    assert d.num_turns == len(d.rewards) == len(d.errors) == 1 and not d.pending and not d.waiting
+
+
+@pytest.mark.parametrize(
+    'opening',
+    [
+        ([{'role': 'system', 'content': None}, {'role': 'user', 'content': 'which colour'}], {}),
+        ([{'role': 'user'}], {}),
+        ([], {}),
+        ('which colour', {'tools': [{'name': 'ask'}, 3]}),
+        ('which colour', None),
+        'which colour',
+    ],
+    ids=str,
+)
+def test_an_opening_that_breaks_the_contract_fails_its_rollout(opening):
+    d = begin(env=Breaks(opening=opening))
+    assert (d.end_reason, d.valid, d.num_turns) == (EndReason.ENV_ERROR, False, 0)
+    assert 'breaks the contract of envs/text.py: ' in d.error_text and d.ids
+
+
+def test_a_role_that_the_chat_template_refuses_fails_its_rollout():
+    chat = Chat(tokenizer_of('gemma'))  # user and model are to alternate, and the model has just spoken
+    env = Breaks(answer=([{'role': 'assistant', 'content': 'red'}], 0.0, False, False, {}))
+    d = begin(chat=chat, env=env, **ROOMY)
+    feed(d)
+    utter(d, chat, 'red', chat.stop_id)
+    assert (d.end_reason, d.valid) == (EndReason.ENV_ERROR, False)
+    assert "the chat template cannot render messages of the roles ['user', 'assistant', 'assistant']" in d.error_text
+
+
 class Listener(Colour):
     """Remembers what it heard; a tool answers with JSON, or the user where the agent thanks him."""
 
@@ -206,15 +285,6 @@ class Listener(Colour):
         self.heard.append(text)
         role = 'user' if 'thanks' in text else 'tool'
         return [{'role': role, 'content': self.answer}] * self.times, 0.0, False, False, {'is_error': False}
-
-
-ROOMY = {'max_action_tokens': 200, 'max_tokens': 2000, 'max_prompt_tokens': 200, 'max_turns': 9}
-
-
-def utter(dialogue, chat, text, stop):
-    dialogue.hear([*chat.encode_action(text), stop], [-0.1] * (len(chat.encode_action(text)) + 1))
-    assert dialogue.spoken
-    dialogue.step()
 
 
 def test_an_environment_hears_calls_in_one_layout_whatever_the_model_writes():

@@ -12,6 +12,9 @@ class TextEnv(Protocol):
 
     ``info`` of ``reset`` may hold 'tools': a list of JSON schemas. ``info`` of ``step`` holds 'is_error' (bool: the
     observation is an error message), and once the episode has ended 'success' (bool) and 'outcome' (float).
+
+    An exception, or an answer that is not as said here, ends the rollout with ENV_ERROR (``users.UserFailed``: with
+    USER_ERROR), and no other.
     """
 
     outcome_range: float  # largest minus smallest outcome

@@ -6,13 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from infopo_jax.envs import tools as tools_lib
-from infopo_jax.envs.text import Message, Observation, TextEnv
+from infopo_jax.envs.text import Message, TextEnv
 from infopo_jax.lm.chat import Chat
+from infopo_jax.rollout import contract
 from infopo_jax.types import EndReason, Role
 from infopo_jax.users import UserFailed
 
 TOO_LONG = 'Error: that was too long. Say it in fewer words.'
 CUT = ' ...'  # stands where feedback was cut
+
+
+class PromptTooLong(ValueError):
+    """A prompt is longer than the limits allow: no fault of the environment's, and every member of its group has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,34 +118,30 @@ class Dialogue:
         return None
 
     def receive(self, value: Any) -> None:
-        """Takes what the call of ``ask`` returned.
+        """Takes what the call of ``ask`` returned; what breaks the contract of envs/text.py fails the rollout.
 
         Raises:
-            ValueError: the prompt is longer than allowed; the message names the task.
+            PromptTooLong: the prompt is longer than allowed; the message names the task.
         """
         self.waiting = False
         try:
             if self.opened:
-                observation, reward, terminated, truncated, info = value
-                answer = _messages(observation), float(reward), bool(terminated), bool(truncated), dict(info)
+                self._answered(*contract.answer(value))
             else:
-                self._env, (observation, info) = value
-                opening = _messages(observation), dict(info).get('tools')
-        except (TypeError, ValueError) as error:
-            self.fail(TypeError(f'the environment breaks the contract of envs/text.py: {error}'))
-            return
-        if self.opened:
-            self._answered(*answer)
-        else:
-            self._start(*opening)
+                self._env, opening = value
+                self._start(*contract.opening(opening))
+        except PromptTooLong:
+            raise
+        except Exception as error:  # a chat template raises what it likes over messages that it cannot write
+            self.fail(contract.complaint(error))
 
     def fail(self, error: Exception) -> None:
         """Notes that environment or user failed: the row is invalid, in no statistic and no loss."""
-        if self.opened and self.waiting:
+        if len(self.rewards) < self.num_turns:
             self._close_turn(0.0, False)
         self.waiting = False
         self.end_reason = EndReason.USER_ERROR if isinstance(error, UserFailed) else EndReason.ENV_ERROR
-        self.valid = False
+        self.outcome, self.success, self.valid = 0.0, False, False
         self.error_text = f'{type(error).__name__}: {error}'
         if not self.ids:
             self._append([self._chat.stop_id], [int(Role.PROMPT)], -1)  # a row is never empty
@@ -177,7 +178,7 @@ class Dialogue:
         ids = self._chat.prompt(messages, tools)
         limit = min(self._limits.max_prompt_tokens, self._limits.max_tokens - 1)
         if len(ids) > limit:
-            raise ValueError(
+            raise PromptTooLong(
                 f'the prompt of task {self.task!r} has {len(ids)} tokens, more than {limit}: raise '
                 'config.rollout.max_prompt_tokens (and max_tokens), or shorten the policy and tools'
             )
@@ -216,7 +217,7 @@ class Dialogue:
         else:
             self._queue(messages, self._stopped)
         if self.ended:  # partial credit is kept, whatever the end
-            self.outcome = float(info.get('outcome', sum(self.rewards)))
+            self.outcome = contract.number("info['outcome']", info.get('outcome', sum(self.rewards)))
 
     def _queue(self, messages: list[Message], stopped: bool) -> None:
         messages = self._cut(messages)
@@ -282,8 +283,3 @@ def _open(make_env: Callable[[], TextEnv], seed: int, options: dict[str, Any]) -
     except Exception:
         getattr(env, 'close', lambda: None)()
         raise
-
-
-def _messages(observation: Observation) -> list[Message]:
-    """Returns an observation as messages; a bare string is the user's."""
-    return [{'role': 'user', 'content': observation}] if isinstance(observation, str) else list(observation)
