@@ -339,3 +339,25 @@ def test_a_row_without_old_thoughts_that_grows_too_long_ends():
     feed(d)
     utter(d, chat, 'red', chat.stop_id)
     assert d.end_reason == EndReason.TOKEN_LIMIT and d.roles[-1] == Role.ACTION
+
+
+def test_drawn_counts_every_sampled_token_also_where_the_row_gets_shorter():
+    """Two turns may begin at the same length of a row that is rendered anew, never at the same ``drawn``."""
+    chat = Chat(tokenizer_of('qwen3'), keep_thinking=False)
+    d, sizes, counts = begin(chat=chat, env=Listener(), **ROOMY), [], []
+    thought = 'well, ' * 40
+    for text in (f'<think>\n{thought}\n</think>\n\nred', 'thanks', 'red', 'thanks'):
+        feed(d)
+        sizes.append(len(d.ids))
+        counts.append(d.drawn)
+        utter(d, chat, text, chat.stop_id)
+        assert d.drawn == counts[-1] + len(chat.encode_action(text)) + 1
+    assert sizes != sorted(sizes), 'the row has become shorter'
+    assert counts == sorted(set(counts)) and counts[0] == 0 == d.anew().drawn
+
+
+def test_drawn_is_the_number_of_action_tokens_of_a_row_that_only_grows():
+    d = say(say(begin(), 'ask'), 'abcdefgh', stop=False)
+    assert d.drawn == d.roles.count(Role.ACTION) > 0
+    d.hear([5, 6], [0.0, 0.0])
+    assert d.drawn == d.roles.count(Role.ACTION)

@@ -83,6 +83,14 @@ class Dialogue:
         return max(0, min(self._limits.max_action_tokens - len(self._action), room))
 
     @property
+    def drawn(self) -> int:
+        """Tokens that the agent has sampled so far, also those that the row no longer shows.
+
+        It never falls, as the length of a row does that is rendered anew: a key folded from it is used once.
+        """
+        return sum(map(len, self._said)) + len(self._action)
+
+    @property
     def opened(self) -> bool:
         """Whether the environment has said what the task is."""
         return bool(self.ids)
