@@ -63,15 +63,18 @@ def base_config() -> config_dict.ConfigDict:
     c.env.data_dir = config_dict.placeholder(str)  # tau2: its data; None: TAU2_DATA_DIR
     c.env.judge_model = config_dict.placeholder(str)  # tau2: language model that judges what cannot be computed
     c.user = config_dict.ConfigDict()  # who answers in place of an environment's script; None leaves a knob's default
-    c.user.name = config_dict.placeholder(str)  # 'scripted' | 'openai'; None: 'openai' if user.model is set
+    c.user.name = config_dict.placeholder(str)  # 'scripted' | 'openai' | 'policy'; None: 'openai' if model is set
     c.user.model = config_dict.placeholder(str)  # openai: the model's name there
     c.user.base_url = config_dict.placeholder(str)  # openai: the endpoint, up to and with its version
     c.user.api_key_env = config_dict.placeholder(str)  # openai: environment variable that holds the key; '' sends none
-    c.user.temperature = config_dict.placeholder(float)  # openai: of sampling
-    c.user.max_tokens = config_dict.placeholder(int)  # openai: of an answer
+    c.user.weights = config_dict.placeholder(str)  # policy: 'current' | 'frozen', as the policy was before training
+    c.user.path = config_dict.placeholder(str)  # policy: folder or hub id of another checkpoint that plays, frozen
+    c.user.max_prompt_tokens = config_dict.placeholder(int)  # policy: of a talk; None: as the model allows
+    c.user.temperature = config_dict.placeholder(float)  # openai, policy: of sampling
+    c.user.max_tokens = config_dict.placeholder(int)  # openai, policy: of an answer
     c.user.timeout = config_dict.placeholder(float)  # openai: seconds that a request may take
-    c.user.retries = config_dict.placeholder(int)  # openai: further requests of a call that failed
-    c.user.concurrency = config_dict.placeholder(int)  # openai: requests under way at once
+    c.user.retries = config_dict.placeholder(int)  # openai: requests after a failed one; policy: of empty answers
+    c.user.concurrency = config_dict.placeholder(int)  # openai: requests under way at once; policy: rows decoded
     c.user.requests_per_minute = config_dict.placeholder(float)  # openai: 0 is no limit
     c.user.cache_dir = config_dict.placeholder(str)  # openai: folder for replays
     c.user.prompt_price = config_dict.placeholder(float)  # openai: of a million tokens, for the count of cost
@@ -124,7 +127,7 @@ def base_config() -> config_dict.ConfigDict:
     c.rollout.cache_dtype = config_dict.placeholder(str)  # hosted: of keys and values, 'int8' too; None: model.dtype
     c.rollout.workers = 16  # hosted: environments that are asked at once
     c.rollout.call_seconds = 120.0  # hosted: most that a call to an environment may take
-    c.rollout.retries = 1  # hosted: times that a rollout is begun again after its environment or user failed
+    c.rollout.retries = 1  # hosted: new tries of a failed rollout; same keys: same words, unless the answers differ
     c.rollout.max_failed_fraction = 0.2  # more failed rollouts than this share of a batch stops the run
 
     c.info = config_dict.ConfigDict()

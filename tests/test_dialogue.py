@@ -1,6 +1,7 @@
 """One dialogue at a time, with the agent's tokens written by hand."""
 
 import dataclasses
+import threading
 
 import pytest
 from chat_templates import tokenizer_of
@@ -8,6 +9,7 @@ from talk import LONG, Colour, tiny_chat
 
 from infopo_jax.lm.chat import Chat
 from infopo_jax.rollout.dialogue import CUT, TOO_LONG, Dialogue, Limits, PromptTooLong, UserFailed
+from infopo_jax.rollout.workers import Workers
 from infopo_jax.types import EndReason, Role
 
 CHAT = tiny_chat()
@@ -361,3 +363,41 @@ def test_drawn_is_the_number_of_action_tokens_of_a_row_that_only_grows():
     assert d.drawn == d.roles.count(Role.ACTION) > 0
     d.hear([5, 6], [0.0, 0.0])
     assert d.drawn == d.roles.count(Role.ACTION)
+
+
+def test_an_environment_that_opens_after_its_time_is_closed():
+    release, closed = threading.Event(), threading.Event()
+
+    class Hangs(Colour):
+        def reset(self, *, seed=0, options=None):
+            release.wait(20)
+            return super().reset(seed=seed, options=options)
+
+        def close(self):
+            closed.set()
+
+    d = Dialogue(CHAT, LIMITS, 'red', group=0, member=0, seed=0)
+    crew = Workers(1, limit=0.05)
+    try:
+        crew.submit(d, d.ask(Hangs))
+        (reply,) = crew.collect(wait=20)
+        d.fail(reply.error)
+        assert d.leave() is None and not closed.is_set()  # there is nothing yet that could be closed
+        release.set()
+        assert closed.wait(20)
+    finally:
+        crew.close()
+
+
+@pytest.mark.parametrize('error', [RuntimeError('boom'), SystemExit(3)])
+def test_an_environment_that_fails_at_once_is_closed(error):
+    closed = []
+
+    class Closing(Colour):
+        def close(self):
+            closed.append(self)
+
+    call = Dialogue(CHAT, LIMITS, 'red', group=0, member=0, seed=0).ask(lambda: Closing({'red': error}))
+    with pytest.raises(type(error)):
+        call()
+    assert len(closed) == 1

@@ -84,6 +84,48 @@ def test_collect_gives_up_a_call_past_its_limit_and_drops_its_late_answer(worker
     assert crew.collect() == [] and crew.num_open == 0
 
 
+class Holds:
+    """Waits, and returns what is to be let go of; remembers what came back to it."""
+
+    def __init__(self, value):
+        self.value = value
+        self.began, self.release, self.dropped = (threading.Event() for _ in range(3))
+
+    def __call__(self):
+        self.began.set()
+        self.release.wait(20)
+        return self.value
+
+    def drop(self, value):
+        assert value is self.value
+        self.dropped.set()
+        raise OSError('nobody hears of it')
+
+
+def test_submit_hands_a_value_that_comes_too_late_back_to_be_dropped(workers):
+    crew = workers(1, limit=0.05)
+    late, quick = Holds('late'), Holds('quick')
+    crew.submit('late', late)
+    assert isinstance(gather(crew, 1)['late'].error, CallTimedOut) and not late.dropped.is_set()
+    quick.release.set()
+    crew.submit('quick', quick)
+    assert gather(crew, 1)['quick'].value == 'quick' and not quick.dropped.is_set()
+    late.release.set()
+    assert late.dropped.wait(20)
+    crew.submit('next', lambda: 'served')
+    assert gather(crew, 1)['next'].value == 'served'
+
+
+def test_close_drops_what_still_comes(workers):
+    crew, last = workers(1), Holds('last')
+    crew.submit('last', last)
+    assert last.began.wait(20)
+    crew.close()
+    assert not last.dropped.is_set()
+    last.release.set()
+    assert last.dropped.wait(20)
+
+
 def test_limit_does_not_count_the_time_in_the_queue(workers):
     crew = workers(1, limit=0.5)
     for i in range(4):

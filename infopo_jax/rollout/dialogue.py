@@ -112,7 +112,7 @@ class Dialogue:
         """
         if not self.opened:
             self.waiting = True
-            return functools.partial(_open, make_env, self._seed, {'task': self.task, 'member': self.member})
+            return _Opening(make_env, self._seed, {'task': self.task, 'member': self.member})
         self._stopped = self._action[-1] in self._chat.stop_ids
         text = tools_lib.canonical(self._chat.action_text(self._action), self._chat.tool_format)
         self._capped = not self._stopped and len(self._action) >= self._limits.max_action_tokens
@@ -283,11 +283,26 @@ class Dialogue:
         self.logps += [0.0] * len(ids) if logps is None else logps
 
 
-def _open(make_env: Callable[[], TextEnv], seed: int, options: dict[str, Any]) -> tuple[TextEnv, Any]:
-    """Returns a fresh environment and what its reset said; one that fails at once is closed again."""
-    env = make_env()
-    try:
-        return env, env.reset(seed=seed, options=options)
-    except Exception:
-        getattr(env, 'close', lambda: None)()
-        raise
+@dataclasses.dataclass(frozen=True)
+class _Opening:
+    """Makes an environment and resets it; one that fails at once, or comes too late, is closed again."""
+
+    make_env: Callable[[], TextEnv]
+    seed: int
+    options: dict[str, Any]
+
+    def __call__(self) -> tuple[TextEnv, Any]:
+        env = self.make_env()
+        try:
+            return env, env.reset(seed=self.seed, options=self.options)
+        except BaseException:
+            _close(env)
+            raise
+
+    def drop(self, value: tuple[TextEnv, Any]) -> None:
+        """Takes back what nobody waits for any more; see ``Workers.submit``."""
+        _close(value[0])
+
+
+def _close(env: TextEnv) -> None:
+    getattr(env, 'close', lambda: None)()

@@ -5,6 +5,7 @@ thread takes over. Threads are daemons, so a call that hangs for ever does not k
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 import threading
@@ -71,7 +72,10 @@ class Workers:
             return len(self._waiting) + len(self._running) + len(self._replies)
 
     def submit(self, owner: Any, function: Callable[[], Any]) -> None:
-        """Queues a call; its reply comes out of ``collect`` under ``owner``."""
+        """Queues a call; its reply comes out of ``collect`` under ``owner``.
+
+        A function that has a method ``drop`` gets what it returned back there if that came too late, to let go of it.
+        """
         with self._lock:
             assert not self._closed
             self._waiting.append(_Call(owner, function))
@@ -134,9 +138,14 @@ class Workers:
             except BaseException as error:  # SystemExit from a game's own code must not empty a seat silently
                 reply.error = RuntimeError(f'{type(error).__name__}: {error}')
             with self._lock:
-                if call not in self._running:  # given up, or closed: somebody else sits here now
-                    return
-                self._running.remove(call)
-                reply.seconds = time.monotonic() - call.started
-                self._replies.append(reply)
-                self._done.notify()
+                in_time = call in self._running
+                if in_time:
+                    self._running.remove(call)
+                    reply.seconds = time.monotonic() - call.started
+                    self._replies.append(reply)
+                    self._done.notify()
+            if not in_time:  # given up, or closed: somebody else sits here now
+                if reply.error is None and hasattr(call.function, 'drop'):
+                    with contextlib.suppress(Exception):  # nobody is left to hear of it
+                        call.function.drop(reply.value)
+                return
