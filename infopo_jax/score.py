@@ -1,13 +1,14 @@
 """Paired log-probabilities: every action with its real history and with one feedback masked, in one forward pass."""
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from infopo_jax import packing
+from infopo_jax import packing, sharding
 from infopo_jax.lm import head
 from infopo_jax.types import Turns, pytree_dataclass
 
@@ -39,6 +40,7 @@ def score(
     branch_len: int | None = None,
     target_len: int | None = None,
     reference: Any = None,
+    mesh: sharding.AnyMesh | None = None,
 ) -> Scores:
     """Scores a batch and all its masked-feedback counterfactuals in one packed pass (InfoPO, arXiv 2603.00656).
 
@@ -57,6 +59,7 @@ def score(
         branch_len: B, static bound of branch tokens per row; None finds it for a concrete batch.
         target_len: A, static bound of ACTION tokens per row; None finds it for a concrete batch.
         reference: a second model to compare with (ref_logp, ref_kl).
+        mesh: that the rows are divided over, for the head to know what a device holds; it changes no value.
 
     Returns:
         Scores. Under jit a row whose branches do not fit B has NaN gain, which the update refuses.
@@ -76,15 +79,25 @@ def score(
         branch_len=branch_len if paired else turns.tokens.shape[1],
         target_len=target_len,
     )
-    return _score(*_split(model), *_split(reference), turns, packed, temperature=temperature, kind=kind, paired=paired)
+    shards = _shards(mesh, len(turns.tokens), model.config.vocab_size)
+    settings = dict(temperature=temperature, kind=kind, paired=paired, shards=shards)
+    return _score(*_split(model), *_split(reference), turns, packed, **settings)
+
+
+def _shards(mesh, num_rows: int, vocab_size: int) -> tuple[int, int]:
+    """Returns over how many devices the rows and the vocabulary of logits are divided."""
+    if mesh is None:
+        return 1, 1
+    rows, words = math.prod(mesh.shape[axis] for axis in sharding.ROWS), mesh.shape['tensor']
+    return 1 if num_rows % rows else rows, 1 if vocab_size % words else words
 
 
 def _split(model):
     return (None, None) if model is None else nnx.split(model)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2), static_argnames=('temperature', 'kind', 'paired'))
-def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, temperature, kind, paired):
+@functools.partial(jax.jit, static_argnums=(0, 2), static_argnames=('temperature', 'kind', 'paired', 'shards'))
+def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, temperature, kind, paired, shards):
     model = nnx.merge(graphdef, params)
     reference = None if ref_graphdef is None else nnx.merge(ref_graphdef, ref_params)
     hidden, branch_hidden = _hidden(model, turns, packed, paired)
@@ -99,14 +112,14 @@ def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, tempera
     if num_h == 1:  # the common case rides in the same chunks of the head
         masked = jax.lax.stop_gradient(_gather(_both(hidden, branch_hidden), packed.branch_source[:, 0]))
         others.append((masked, jax.lax.stop_gradient(model.vocab_kernel)))
-    settings = dict(temperature=temperature, soft_cap=model.config.final_soft_cap)
+    settings = dict(temperature=temperature, soft_cap=model.config.final_soft_cap, shards=shards)
     stats = head.target_stats(real, model.vocab_kernel, targets, others=others, **settings)
 
     gain = None
     if num_h == 1:
         gain = (stats.kl[-1] if kind == 'kl' else stats.logp - stats.other_logp[-1])[:, None]
     elif num_h > 1:
-        gain = _gain_by_horizon(model, _both(hidden, branch_hidden), real, targets, packed, temperature, kind)
+        gain = _gain_by_horizon(model, _both(hidden, branch_hidden), real, targets, packed, kind, settings)
     if paired:
         gain = jnp.where(packed.branch_mask, jax.lax.stop_gradient(gain), 0.0)
         overflow = packed.branch_used > packed.branch_tokens.shape[1]
@@ -139,14 +152,13 @@ def _gather(x, index):
     return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
-def _gain_by_horizon(model, states, real, targets, packed, temperature, kind):
+def _gain_by_horizon(model, states, real, targets, packed, kind, settings):
     """Returns [N, H, A]; one horizon's head at a time."""
     kernel = jax.lax.stop_gradient(model.vocab_kernel)
     real = jax.lax.stop_gradient(real)
 
     def one(source):  # [N, A]
         others = [(_gather(states, source), kernel)]
-        settings = dict(temperature=temperature, soft_cap=model.config.final_soft_cap)
         stats = head.target_stats(real, kernel, targets, others=others, **settings)
         return stats.kl[0] if kind == 'kl' else stats.logp - stats.other_logp[0]
 

@@ -158,6 +158,7 @@ def score_turns(rule: UpdateRule, model: Any, turns: Turns, *, paired: bool, ref
         branch_len=rule.branch_len if paired else None,
         target_len=rule.target_len,
         reference=reference,
+        mesh=rule.mesh,
     )
 
 

@@ -21,6 +21,8 @@ from talk import Colour
 from infopo_jax import build, config as config_lib, envs, loops, packing, sharding, update as update_lib
 from infopo_jax.checkpoint import Checkpointer
 from infopo_jax.envs.array import Example
+from infopo_jax.lm import head
+from infopo_jax.lm.transformer import Transformer
 from infopo_jax.rollout import jitted, slots
 from infopo_jax.rollout.batches import to_turns
 from infopo_jax.state import nnx_state, pure
@@ -268,6 +270,22 @@ def test_update_divides_work_and_memory(passes):
     assert flops[1] < 1.12 / 8 * flops[0]
     sizes = [program.memory_analysis() for program in (alone, divided)]
     assert sizes[1].temp_size_in_bytes < 0.2 * sizes[0].temp_size_in_bytes
+
+
+def test_score_of_a_large_vocabulary_chunks_by_what_a_device_holds():
+    """Four devices divide the rows and two the vocabulary: chunks are those of four rows and half of it."""
+    loop, state = start('jitted', MOSTLY_FSDP)
+    config = dataclasses.replace(nnx.merge(loop.rule.graphdef, state.params).config, vocab_size=151936)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    rule = dataclasses.replace(loop.rule, graphdef=graphdef, branch_len=64, target_len=80)
+    turns = random_turns(0, num_turns=(1, 2, 3, 4) * 4, vocab=20)
+
+    def run(params, turns):
+        return update_lib.score_turns(rule, rule.model(params), turns, paired=True).logp
+
+    text = str(jax.make_jaxpr(run)(params, turns))
+    assert head.chunk_size((16, 80), 151936, 2, shards=(4, 2)) == 16
+    assert 'f32[16,16,151936]' in text and 'f32[16,80,151936]' not in text
 
 
 # --- Before and after.

@@ -72,9 +72,39 @@ def test_target_stats_uniform_golden():
 
 def test_target_stats_chunks_by_the_size_of_logits(inputs, monkeypatch):
     hidden, kernel, targets, _ = inputs
-    monkeypatch.setattr(head, 'CHUNK_ELEMENTS', 2 * N * V)
+    monkeypatch.setattr(head, 'CPU_CHUNK_BYTES', 4 * 2 * N * V)
+    monkeypatch.setattr(head, 'MIN_ROWS', 1)
     text = str(jax.make_jaxpr(lambda h: head.target_stats(h, kernel, targets).logp)(hidden))
     assert f'f32[{N},2,{V}]' in text and f'[{N},{A},{V}]' not in text and f'[{N},8,{V}]' not in text
+
+
+QWEN, GIB = 151936, 1 << 30
+
+
+@pytest.mark.parametrize(
+    ('shape', 'vocab', 'models', 'shards', 'wanted'),
+    [
+        ((128, 4096), QWEN, 3, (1, 1), 4),  # 4 * 3 * 128 * 151936 bytes are 223 MiB: 4.6 of them
+        ((128, 4096), QWEN, 3, (8, 1), 36),  # eight devices, each with an eighth of the rows
+        ((128, 4096), QWEN, 3, (4, 2), 36),
+        ((128, 4096), QWEN, 1, (8, 1), 108),  # 110.4 would fit, and 38 chunks of 108 are as many as of 110
+        ((4096, 512), QWEN, 3, (1, 1), 1),  # not one target of every row would fit, but one is the least
+        ((8, 512), 1 << 30, 3, (8, 1), 64),  # so many rows read the vocabulary at least
+        ((128, 100), 512, 3, (1, 1), 100),
+        ((128, 0), 512, 3, (1, 1), 1),
+    ],
+)
+def test_chunk_size_is_what_fits_a_device(shape, vocab, models, shards, wanted):
+    size = head.chunk_size(shape, vocab, models, shards=shards, num_bytes=GIB)
+    assert size == wanted
+    rows = -(-shape[0] // shards[0])
+    held = 4 * models * rows * size * (vocab // shards[1])
+    assert held <= GIB or rows * (size - 1) < head.MIN_ROWS
+
+
+def test_chunk_size_makes_chunks_of_about_one_size():
+    """Of 97 targets 96 fit: two chunks of 49 and 48 in place of 96 and a padded one."""
+    assert head.chunk_size((64, 97), 1024, 1, num_bytes=4 * 64 * 1024 * 96) == 49
 
 
 def test_target_stats_in_bfloat16_sums_in_float32(inputs):

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 from models import tiny_model
 
-from infopo_jax import packing, score
+from infopo_jax import packing, score, sharding
 from infopo_jax.lm.transformer import Transformer
 from infopo_jax.types import Role
 
@@ -168,7 +169,8 @@ def test_score_in_blocks_and_chunks_equals_dense(model, monkeypatch):
     monkeypatch.setattr(attention, 'QUERY_BLOCK', 8)
     monkeypatch.setattr(attention, 'KEY_BLOCK', 4)
     jax.clear_caches()
-    monkeypatch.setattr(head, 'CHUNK_ELEMENTS', 3 * 4 * VOCAB)
+    monkeypatch.setattr(head, 'CPU_CHUNK_BYTES', 3 * 4 * 4 * VOCAB)
+    monkeypatch.setattr(head, 'MIN_ROWS', 1)
     blocks = score.score(model, turns, placeholder, horizon=2, kind='kl')
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), dense, blocks)
 
@@ -189,3 +191,12 @@ def test_score_of_the_reference_is_its_own_pass(model):
 def test_score_rejects_an_unknown_kind(model):
     with pytest.raises(ValueError, match='log_ratio'):
         score.score(model, builders.random_turns(0), jnp.array([40]), kind='ratio')
+
+
+@pytest.mark.parametrize(
+    ('rows', 'vocab', 'shards'),
+    [(128, 151936, (4, 2)), (6, 151936, (1, 2)), (128, 151937, (4, 1))],  # what an axis does not divide stays whole
+)
+def test_shards_are_the_devices_that_divide_logits(rows, vocab, shards):
+    assert score._shards(AbstractMesh((2, 2, 2), sharding.AXES), rows, vocab) == shards
+    assert score._shards(None, rows, vocab) == (1, 1)
