@@ -67,6 +67,31 @@ def test_generate_a_row_does_not_depend_on_the_batch(sampler, whole):
     assert (run(sampler, seed=1).tokens != whole.tokens).any()
 
 
+def test_generate_by_folds_knows_prompts_by_name_and_not_by_place(sampler, whole):
+    names = [[7, 2**32 - 1], [1, 0], [5, 5], [0, 3]]
+    named = run(sampler, folds=names)
+    turned = run(sampler, PROMPTS[::-1], folds=names[::-1])
+    np.testing.assert_array_equal(named.tokens, turned.tokens[::-1])
+    assert (named.tokens != whole.tokens).any(axis=1).all()
+    assert len({tuple(run(sampler, PROMPTS[:1], folds=[[7, n]]).tokens[0]) for n in range(4)}) == 4
+    by_number = run(sampler, folds=[[n] for n in range(4)])
+    np.testing.assert_array_equal(by_number.tokens, whole.tokens)
+
+
+def test_generate_in_batches_of_one_shape_is_the_same_to_the_last_bit(model):
+    sampler = Sampler(model, chunk=4, least_prompts=4)
+    prompts, names = [[3, 4, 5], [1, 2], [9, 8, 7, 6], [6] * 9], [[n] for n in (4, 9, 1, 3)]
+    together = run(sampler, prompts, folds=names)
+    before = decoding._advance._cache_size()
+    for n in range(4):
+        alone = run(sampler, prompts[n : n + 1], folds=names[n : n + 1])
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[n])
+        np.testing.assert_array_equal(alone.logps[0], together.logps[n])
+    assert decoding._advance._cache_size() == before
+    with pytest.raises(ValueError, match='least_prompts must be at least 1'):
+        Sampler(model, least_prompts=0)
+
+
 @pytest.mark.parametrize('chunk', [1, 7, 64])
 def test_generate_is_the_same_for_any_chunk(model, whole, chunk):
     out = run(Sampler(model, chunk=chunk))
@@ -190,6 +215,7 @@ def test_publish_takes_new_weights_without_compiling(model, sampler, whole):
         (dict(limits=[1, 2]), 'limits must be 4 numbers'),
         (dict(limits=[1, 2, 0, 3]), 'at least 1'),
         (dict(top_p=0.0), 'top_p'),
+        (dict(folds=[[1]]), r'folds must be \[4, K\] integers, got shape \[1, 1\]'),
     ],
 )
 def test_generate_names_what_makes_no_sense(sampler, options, words):

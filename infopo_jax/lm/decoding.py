@@ -107,19 +107,24 @@ class Batch:
         stop_ids: tokens that end a row.
         chunk: tokens per row and dispatch.
         cache_dtype: of keys and values.
+        folds: [P, K] integers that the prompts' keys are folded with, one after the other; None: 0, 1, ... [P, 1].
+        least_prompts: rows of prompts, at least.
     """
 
-    def __init__(self, model, prompts, limits, *, draw, stop_ids, chunk, cache_dtype):
+    def __init__(self, model, prompts, limits, *, draw, stop_ids, chunk, cache_dtype, folds=None, least_prompts=1):
         self.graphdef, self.params = model
         self.draw, self.stop_ids, self.chunk, self.cache_dtype = draw, stop_ids, chunk, cache_dtype
         self.group_size = group_size = len(limits) // len(prompts)
-        num_prompts = bucket(len(prompts))
+        num_prompts = bucket(len(prompts), least_prompts)
         self.tokens = np.zeros((num_prompts, bucket(max(map(len, prompts)), LEAST_COLUMNS)), np.int32)
         self.lengths = np.ones((num_prompts,), np.int32)  # a row that fills the batch up has one token and says none
         for p, prompt in enumerate(prompts):
             self.tokens[p, : len(prompt)], self.lengths[p] = prompt, len(prompt)
         self.limits = np.zeros((num_prompts * group_size,), np.int32)
         self.limits[: len(limits)] = limits
+        folds = np.arange(num_prompts)[:, None] if folds is None else np.asarray(folds)
+        self.folds = np.zeros((num_prompts, folds.shape[1]), np.uint32)
+        self.folds[: len(folds)] = folds
         self.step = 0
 
     def begin(self, key):
@@ -131,7 +136,7 @@ class Batch:
         size = bucket(self.chunk, LEAST_COLUMNS)
         setting = (self.group_size, size, self.draw, self.stop_ids)
         self.keys, self.state, self.drawn = _begin(
-            self.graphdef, *setting, self.params, prefix, logits, key, self.limits
+            self.graphdef, *setting, self.params, prefix, logits, key, self.folds, self.limits
         )
         self.step = 1
 
@@ -169,10 +174,10 @@ def _prefill(graphdef, chunk, cache_dtype, params, tokens, lengths):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _begin(graphdef, group_size, size, draw, stop_ids, params, prefix, logits, key, limits):
+def _begin(graphdef, group_size, size, draw, stop_ids, params, prefix, logits, key, folds, limits):
     """Draws every row's first token; returns row keys, state and what was drawn."""
     config, n = nnx.merge(graphdef, params).config, len(limits)
-    groups = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(n // group_size))
+    groups = jax.vmap(lambda words: functools.reduce(jax.random.fold_in, words, key))(folds)
     keys = jax.vmap(lambda k: jax.vmap(functools.partial(jax.random.fold_in, k))(jnp.arange(group_size)))(groups)
     keys = keys.reshape(n)
     uniform = sampling.uniforms(_token_keys(keys, jnp.zeros((1,), jnp.int32)))[:, 0]

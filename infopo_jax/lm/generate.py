@@ -51,6 +51,8 @@ class Sampler:
         cache_dtype: of keys and values, one of ``cache.DTYPES``; None keeps the compute dtype.
         chunk: tokens per row and dispatch: how often the host may look, and stop strings are searched for.
         decode: ids -> text, for stop strings.
+        least_prompts: every batch is filled up to so many prompts. Batches of fewer then have one shape, in which a
+            row's numbers are, to the last bit, the same whoever else is there; prompts of one length, that is.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Sampler:
         cache_dtype: str | None = None,
         chunk: int = 32,
         decode: Callable[[list[int]], str] | None = None,
+        least_prompts: int = 1,
     ):
-        if chunk < 1:
-            raise ValueError(f'chunk must be at least 1 token, got {chunk}')
+        if chunk < 1 or least_prompts < 1:
+            raise ValueError(f'chunk and least_prompts must be at least 1, got {chunk} and {least_prompts}')
         self.config, self.chunk, self.decode = model.config, chunk, decode
+        self.least_prompts = least_prompts
         self.cache_dtype = cache_dtype or model.config.dtype
         self.publish(model)
 
@@ -86,11 +90,12 @@ class Sampler:
         stop_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (),
         on_tokens: Callable[[int, list[int]], None] | None = None,
+        folds: Sequence[Sequence[int]] | None = None,
     ) -> Generation:
         """Continues every prompt ``group_size`` times.
 
         A row's tokens depend on its prompt, its place (prompt and member of the group) and the key alone, not on what
-        else is in the batch.
+        else is in the batch; with ``folds`` not on the prompt's place either.
 
         Args:
             prompts: P lists of ids, none empty.
@@ -105,6 +110,7 @@ class Sampler:
             stop_ids: tokens that end a row, as its last token.
             stop_strings: texts that end a row with the token that completes them.
             on_tokens: called with a row and its new tokens after every chunk.
+            folds: [P, K] uint32 that name the prompts, in place of their numbers: what the key is folded with.
 
         Returns:
             Generation of N = P * G rows, T = max_new_tokens.
@@ -114,6 +120,8 @@ class Sampler:
         """
         draw = decoding.Draw(temperature, top_k, top_p, min_p)
         limits = _checked(prompts, max_new_tokens, group_size, limits, self.config.vocab_size)
+        if folds is not None and np.shape(folds)[:-1] != (len(prompts),):
+            raise ValueError(f'folds must be [{len(prompts)}, K] integers, got shape {list(np.shape(folds))}')
         if stop_strings and self.decode is None:
             raise ValueError('stop_strings need a tokenizer: Sampler(model, decode=tokenizer.decode)')
         batch = decoding.Batch(
@@ -124,6 +132,8 @@ class Sampler:
             stop_ids=tuple(sorted(set(map(int, stop_ids)))),
             chunk=self.chunk,
             cache_dtype=self.cache_dtype,
+            folds=folds,
+            least_prompts=self.least_prompts,
         )
         rows = _Rows(len(limits), max_new_tokens, self.decode, stop_strings, on_tokens)
         batch.begin(key)
