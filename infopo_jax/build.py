@@ -7,7 +7,7 @@ import jax
 import optax
 from flax import nnx
 
-from infopo_jax import config as config_lib, envs, estimators, loops, sharding, update as update_lib, users
+from infopo_jax import build_user, config as config_lib, envs, estimators, loops, sharding, update as update_lib
 from infopo_jax.lm import hf, hub, lora
 from infopo_jax.lm.chat import Chat
 from infopo_jax.lm.config import LMConfig
@@ -22,7 +22,7 @@ INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
 
 def make_loop(config: Any) -> tuple[Any, LMConfig]:
     """Returns the loop of a config's environment and kind of rollout, and the model's architecture."""
-    knobs = config_lib.env_knobs(config) | make_user(config)
+    knobs = config_lib.env_knobs(config) | build_user.make_user(config)
     group_size = config.batch.group_size
     sizes = loops.Sizes(
         num_prompts=config.batch.prompts,
@@ -49,27 +49,9 @@ def make_loop(config: Any) -> tuple[Any, LMConfig]:
     shown = {'role': 'user', 'content': config.info.placeholder or env.placeholder}
     placeholder = tuple(chat.content(shown))  # as feedback would be fed
     rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
+    build_user.bind_user(config, knobs.get('user'), chat, rule)
     make_env = functools.partial(envs.make, config.env.name, **knobs)
     return _hosted_loop(config, make_env, chat, rule, sizes, knobs.get('user')), model_config
-
-
-def make_user(config: Any) -> dict[str, Any]:
-    """Returns {'user': who answers}, one for all rollouts, or {} where environments answer by themselves.
-
-    Raises:
-        ValueError: the environment has nobody to be played, or the user refuses a knob.
-    """
-    knobs = {name: value for name, value in config.user.items() if name != 'name'}
-    name = config.user.name or ('scripted' if config.user.model is None else 'openai')
-    user = users.make(name, **knobs)
-    if user is None:
-        return {}
-    if 'user' not in envs.knobs(config.env.name):
-        raise ValueError(
-            f'config.user.name = {name!r}: environment {config.env.name!r} has nobody who could be played; '
-            "set it to 'scripted'"
-        )
-    return {'user': user}
 
 
 def make_chat(config: Any, env: Any) -> Chat:
@@ -268,7 +250,8 @@ def make_state(loop: Any, model_config: LMConfig, key: jax.Array, *, base: Any =
         elif base is not None:
             params = base
         run_key = jax.random.fold_in(key, TRAIN)
-        state = fresh_state(rule.optimizer, params, run_key, keep_reference=bool(rule.kl_coef), frozen=frozen)
+        keep = bool(rule.kl_coef) or loop.needs_reference
+        state = fresh_state(rule.optimizer, params, run_key, keep_reference=keep, frozen=frozen)
         return sharding.by_name(state, rule.mesh)
 
     return jax.jit(loop.over_seeds(init), donate_argnums=1)(key, base)

@@ -12,7 +12,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.param_dtype': ('float32', 'bfloat16'),
     'rollout.cache_dtype': ('float32', 'bfloat16', 'int8'),
-    'user.name': ('scripted', 'openai'),
+    'user.name': ('scripted', 'openai', 'policy'),
+    'user.weights': ('current', 'frozen'),
     'chat.tool_format': ('auto', 'hermes', 'llama3', 'mistral', 'text'),
     'info.baseline': ('group', 'turn', 'none'),
     'info.norm': ('turn', 'token'),
@@ -36,7 +37,7 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[-inf, inf]', 'env.success_at'),
     ('[-1, inf]', 'rollout.aside'),
     ('[0, inf]', 'rollout.retries lora.rank user.retries user.requests_per_minute'),
-    ('[1, inf]', 'user.max_tokens user.concurrency'),
+    ('[1, inf]', 'user.max_tokens user.max_prompt_tokens user.concurrency'),
     ('[0, inf)', 'user.temperature user.prompt_price user.completion_price'),
     ('[-1, inf]', 'mesh.data mesh.fsdp mesh.tensor'),
     ('[0, 1]', 'rollout.max_failed_fraction eval.min_p'),
@@ -59,7 +60,7 @@ def problems(fields: Fields) -> list[str]:
         fields: every field of ``base_config``, flat, of the declared types.
     """
     single = [*_bad_choices(fields), *_bad_ranges(fields)]
-    together = (_bad_batch, _bad_model, _bad_mesh, _bad_rollout, _bad_rest)
+    together = (_bad_batch, _bad_model, _bad_mesh, _bad_rollout, _bad_user, _bad_rest)
     return single or [line for check in together for line in check(fields)]
 
 
@@ -147,6 +148,15 @@ def _bad_rollout(fields: Fields) -> Iterator[str]:
             'must be at least max_prompt_tokens + max_action_tokens = '
             f'{fields["rollout.max_prompt_tokens"] + fields["rollout.max_action_tokens"]}',
         )
+
+
+def _bad_user(fields: Fields) -> Iterator[str]:
+    if fields['user.name'] != 'policy':
+        for field in ('user.weights', 'user.path', 'user.max_prompt_tokens'):
+            if fields[field] is not None:
+                yield _line(fields, field, "is for config.user.name = 'policy'; set that, or leave it away")
+    elif fields['user.path'] is not None and fields['user.weights'] == 'current':
+        yield _line(fields, 'user.weights', "must be 'frozen' or None: what config.user.path names does not train")
 
 
 def _bad_rest(fields: Fields) -> Iterator[str]:

@@ -22,8 +22,8 @@ from infopo_jax.console import Console
 METRICS_FILE = 'metrics.jsonl'
 ROLLOUTS_FILE = 'rollouts.jsonl'
 
-# Metrics whose name starts so depend on the clock, not on the run.
-TIME_PREFIXES = ('seconds', 'tokens_per_second')
+# Metrics whose name starts so depend on the clock, not on the run; what a user has counted begins anew at a resume.
+TIME_PREFIXES = ('seconds', 'tokens_per_second', 'user_')
 
 
 class Logger:

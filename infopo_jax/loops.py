@@ -4,6 +4,7 @@ A loop has five methods: ``check_trainable``, ``warm_start``, ``step``, ``evalua
 them and knows no more.
 """
 
+import contextlib
 import dataclasses
 import functools
 import random
@@ -49,6 +50,8 @@ class JittedLoop:
         sizes: how much to roll out.
         num_seeds: runs trained side by side by vmap; 1 adds no axis.
     """
+
+    needs_reference = False  # beside what the update needs
 
     def __init__(self, env: Any, rule: update_lib.UpdateRule, sizes: Sizes, *, num_seeds: int = 1):
         lay = jitted.Layout.of(env)
@@ -124,8 +127,9 @@ class JittedLoop:
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
         return metrics, evaluate_lib.look(self.rule, self.rule.model(params), first, key, step)
 
-    def evaluate(self, params: Any, key: jax.Array, step: jax.Array):
+    def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
         """Returns held-out metrics and a ``Look`` (of the first seed)."""
+        del reference  # nobody plays in XLA
         metrics, look = jax.device_get(self._evaluate(params, key, step))
         if self.num_seeds > 1:
             look = jax.tree.map(lambda a: a[0], look)
@@ -159,7 +163,8 @@ class HostedLoop:
         engine: plays the rollouts.
         seed: of the host's randomness: which tasks, which wording.
         max_failed_fraction: more failed rollouts than this share of a batch stop the run.
-        user: who answers in place of the environment's script; what it counts is logged.
+        user: who answers in place of the environment's script; what it counts is logged. One that has ``publish`` and
+            ``withdraw`` (``users.policy``) plays with the weights that they bring and take away around each batch.
     """
 
     num_seeds = 1
@@ -167,6 +172,7 @@ class HostedLoop:
     def __init__(self, make_env, chat, rule, sizes: Sizes, engine, *, seed: int, max_failed_fraction: float, user=None):
         self.make_env, self.chat, self.rule, self.sizes, self.engine = make_env, chat, rule, sizes, engine
         self.seed, self.max_failed_fraction, self.user = seed, max_failed_fraction, user
+        self.needs_reference = getattr(user, 'needs_reference', False)
         self.ladder = batches.Ladder.of(engine.limits, num_placeholder=len(rule.placeholder), horizon=rule.horizon)
         env = make_env()
         self.tasks = {split: list(env.tasks(split)) for split in ('train', 'test')}
@@ -203,6 +209,7 @@ class HostedLoop:
             jax.random.fold_in(key, ROLLOUT),
             tasks,
             rng.getrandbits(31),
+            reference=state.start,
             temperature=self.sizes.temperature,
         )
         rolled = time.perf_counter()
@@ -231,12 +238,12 @@ class HostedLoop:
             'seconds_update': end - rolled,
         }  # fmt: skip
 
-    def evaluate(self, params: Any, key: jax.Array, step: jax.Array):
-        """Returns held-out metrics and a ``Look``."""
+    def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
+        """Returns held-out metrics and a ``Look``; ``reference`` is the policy before training, for a user."""
         rng = random.Random(f'eval {self.seed}')
         tasks = rng.sample(self.tasks['test'], min(self.sizes.eval_groups, len(self.tasks['test'])))
         draw = {'temperature': self.sizes.eval_temperature, **self.sizes.eval_truncation}
-        turns, _ = self._rollout(params, key, tasks, rng.getrandbits(31), **draw)
+        turns, _ = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: max(1, self.sizes.look_groups) * self.sizes.group_size], turns)
         (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
@@ -247,8 +254,10 @@ class HostedLoop:
         """Returns the text of ids."""
         return self.chat.decode(ids)
 
-    def _rollout(self, params, key, tasks, seed, **draw):
-        dialogues, clock = self.engine.rollout(params, key, tasks, group_size=self.sizes.group_size, seed=seed, **draw)
+    def _rollout(self, params, key, tasks, seed, *, reference=None, **draw):
+        with _published(self.user, params, reference):
+            size = self.sizes.group_size
+            dialogues, clock = self.engine.rollout(params, key, tasks, group_size=size, seed=seed, **draw)
         failed = [d for d in dialogues if not d.valid]
         if len(failed) > self.max_failed_fraction * len(dialogues):
             raise hosted.RolloutsFailed(
@@ -265,6 +274,19 @@ class HostedLoop:
     def _look_one(self, params, turns, key, step, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
         return evaluate_lib.look(rule, rule.model(params), turns, key, step)
+
+
+@contextlib.contextmanager
+def _published(user, params, reference):
+    """Lends weights to a user who plays with them."""
+    if not hasattr(user, 'publish'):
+        yield
+        return
+    user.publish(params, reference)
+    try:
+        yield
+    finally:
+        user.withdraw()
 
 
 def seed_keys(seed: int, num_seeds: int) -> jax.Array:

@@ -18,7 +18,7 @@ class TrainState:
     """What a training step takes and returns; with several seeds every leaf has a leading seed axis."""
 
     params: Any  # nnx.State of what trains: the policy, or its adapters
-    reference: Any  # nnx.State of the policy after the warm start; None when the KL coefficient is 0
+    reference: Any  # nnx.State of the policy after the warm start; None where neither KL nor user needs it
     opt_state: Any
     key: jax.Array  # typed key of the run; a step folds in its number
     step: jax.Array  # [] int32, steps done
@@ -29,6 +29,11 @@ class TrainState:
     def weights(self) -> Any:
         """nnx.State of the whole policy."""
         return join(self.params, self.frozen)
+
+    @property
+    def start(self) -> Any:
+        """nnx.State of the policy as training began, under adapters of their base; None where it is not kept."""
+        return self.reference if self.frozen is None else self.frozen
 
 
 def join(params: Any, frozen: Any) -> Any:

@@ -95,7 +95,7 @@ def evaluate(config: Any, workdir: str, *, best: bool = False) -> dict[str, Any]
     """
     loop, _, state = open_run(config, workdir, best=best)
     key = loops.seed_keys(config.seed, config.num_seeds)
-    metrics, _ = loop.evaluate(state.weights, _eval_keys(loop, key), state.step)
+    metrics, _ = loop.evaluate(state.weights, _eval_keys(loop, key), state.step, reference=state.start)
     return {'step': step_of(state)} | metrics
 
 
@@ -169,7 +169,7 @@ def _warm_start(config, loop, state, key):
 def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:
     step = step_of(state)
     start = time.perf_counter()
-    metrics, look = loop.evaluate(state.weights, _eval_keys(loop, key), state.step)
+    metrics, look = loop.evaluate(state.weights, _eval_keys(loop, key), state.step, reference=state.start)
     logger.log(step, metrics | {'seconds': time.perf_counter() - start}, phase='eval')
     if config.log.rollouts:
         rows = samples.sample_rows(

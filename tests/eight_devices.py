@@ -60,6 +60,25 @@ class Echo(Colour):
         return [{'role': 'user', 'content': 'which colour'}], f'take {rng.choice(["red", "blue"])}'
 
 
+class Asked(Echo):
+    """Has a user answer whatever is said."""
+
+    heard = None  # set by a test: {(nonce, text): answer}
+
+    def __init__(self, user=None):
+        super().__init__()
+        self._user = user
+
+    def reset(self, *, seed=0, options=None):
+        self._nonce = f'{seed}/{options["member"]}'
+        return super().reset(seed=seed, options=options)
+
+    def step(self, text):
+        answer = self._user.reply([{'role': 'user', 'content': text or 'take'}], nonce=self._nonce)
+        Asked.heard[self._nonce, text] = answer
+        return answer, *super().step(text)[1:]
+
+
 class Taught(Chatter):
     """Has something to teach: to say a token of the prompt."""
 
@@ -91,6 +110,7 @@ def environments():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(envs.ENVIRONMENTS, 'chatter', 'eight_devices:Taught')
         patch.setitem(envs.ENVIRONMENTS, 'echo', 'eight_devices:Echo')
+        patch.setitem(envs.ENVIRONMENTS, 'asked', 'eight_devices:Asked')
         yield
 
 
@@ -210,6 +230,20 @@ def test_hosted_step_equals_one_device(mesh):
     state, _ = loop._update(state, sharding.rows(turns, mesh), jax.random.key(6), **sizes)
     play(loop, state)
     assert count == len(COMPILED) > 0
+
+
+def test_policy_user_answers_as_on_one_device(monkeypatch):
+    """He decodes on the first device while the agents decode on all of them, with whole copies of what is in pieces."""
+    knobs = {'user.name': 'policy', 'user.weights': 'frozen', 'user.max_tokens': 6, 'user.concurrency': 4}
+    heard = {}
+    for mesh in (ONE, ALL_AXES):
+        loop, state = start('hosted', mesh, **{'env.name': 'asked', 'loss.kl_coef': 0.0, **knobs})
+        heard[mesh] = {}
+        monkeypatch.setattr(Asked, 'heard', heard[mesh])
+        state, metrics, _ = loop.step(state)
+        loop.step(state)
+        assert metrics['end_user_error'] == 0 and metrics['skipped'] == 0
+    assert heard[ONE] == heard[ALL_AXES] and len(set(heard[ONE].values())) > 20
 
 
 def test_hosted_cache_stays_in_pieces():

@@ -10,6 +10,7 @@ environment whose constructor takes ``user`` lets him play; with None ('scripted
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 USERS: dict[str, str | None] = {
     'scripted': None,
     'openai': 'infopo_jax.users.openai:OpenAIUser',
+    'policy': 'infopo_jax.users.policy:PolicyUser',
 }
+_THOUGHT = re.compile(r'<think>.*?(?:</think>|$)', re.DOTALL)
 
 
 class UserFailed(RuntimeError):
@@ -40,6 +43,11 @@ class User(Protocol):
 
     def counters(self) -> dict[str, float]:
         """Returns what has been counted since the start: calls, retries, tokens, cost."""
+
+
+def without_thoughts(text: str) -> str:
+    """Returns what a model says aloud: its thoughts would tell the agent what it is to find out."""
+    return _THOUGHT.sub('', text).rpartition('</think>')[2].strip()
 
 
 def make(name: str, **knobs: Any) -> User | None:

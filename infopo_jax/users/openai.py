@@ -11,14 +11,13 @@ repr or cache. Protocol: https://platform.openai.com/docs/api-reference/chat/cre
 import json
 import os
 import random
-import re
 import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
-from infopo_jax.users import UserFailed
+from infopo_jax.users import UserFailed, without_thoughts
 from infopo_jax.users.limits import Pace, backoff, retry_after
 from infopo_jax.users.replay import Replay
 
@@ -26,7 +25,6 @@ OFFICIAL = 'https://api.openai.com/v1'
 PASSING = {408, 409, 425, 429}  # client errors that may pass; so may all of 5xx
 MAX_BODY = 8 * 2**20  # bytes of an answer
 QUOTED = 300  # characters of an answer that a message repeats
-_THOUGHT = re.compile(r'<think>.*?(?:</think>|$)', re.DOTALL)
 _COUNTS = (
     'calls', 'cached', 'requests', 'retries', 'retried_calls', 'failed_calls', 'prompt_tokens', 'completion_tokens',
     'cost', 'request_seconds', 'waited_seconds',
@@ -217,7 +215,7 @@ class OpenAIUser:
             raise _Passing(f'a broken answer ({type(error).__name__}): {self._quote(content)}') from None
         cost = sum(n * price for n, price in zip(tokens, self._prices, strict=True)) / 1e6
         self._count(prompt_tokens=tokens[0], completion_tokens=tokens[1], cost=cost)  # an empty one is billed, too
-        text = _THOUGHT.sub('', text).rpartition('</think>')[2].strip() if isinstance(text, str) else ''
+        text = without_thoughts(text) if isinstance(text, str) else ''
         if not text:
             raise _Passing('an empty answer')
         return text

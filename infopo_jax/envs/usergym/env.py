@@ -35,7 +35,7 @@ class UserGym:
         reward: our own: 'share', partial credit, or 'sparse', 1 only if everything is right.
         data: UserRL's: where its tasks are; None: the package's own.
         reward_line: UserRL's: replies end with the reward of their turn.
-        user: UserRL's: an ``OpenAIUser``, whose model plays the user and judges.
+        user: UserRL's: an ``OpenAIUser``, whose model plays the user and judges; no other can.
 
     Raises:
         ValueError: an unknown gym, a knob that the gym does not have, or a value that it refuses.

@@ -35,7 +35,7 @@ class UserRL(Gymnasium):
 
     Raises:
         ValueError: the package is missing or cannot be used (the message says how to install it), the gym needs a
-            language model and has none, or there are no tasks.
+            language model behind an endpoint and has none, or there are no tasks.
     """
 
     num_failures: ClassVar[collections.Counter] = collections.Counter()
@@ -44,6 +44,9 @@ class UserRL(Gymnasium):
         self, gym: str, *, data: str | None = None, turn_limit: int = 16, reward_line: bool = False, user: Any = None
     ):
         self.spec = EIGHT[gym]
+        if user is not None and not hasattr(user, 'endpoint'):
+            raise ValueError(f"gym {gym!r} asks its language model by itself, at an endpoint: config.user.name must be "
+                             "'openai', with config.user.model and base_url")  # fmt: skip
         try:
             self._package = importlib.import_module(self.spec.module)
         except Exception as error:  # SearchGym reads a key at import, and raises whatever comes
