@@ -11,6 +11,7 @@ from infopo_jax.lm import hf, hub
 from infopo_jax.lm.chat import Chat
 
 USER = 4  # what the run's key is folded with, beside those of build.py
+PATIENCE = 0.9  # of rollout.call_seconds: he gives up before the engine does, whose environment would count as broken
 
 
 def make_user(config: Any) -> dict[str, Any]:
@@ -21,6 +22,8 @@ def make_user(config: Any) -> dict[str, Any]:
     """
     knobs = {name: value for name, value in config.user.items() if name != 'name'}
     name = config.user.name or ('scripted' if config.user.model is None else 'openai')
+    if knobs['patience'] is None and 'patience' in users.knobs(name):
+        knobs['patience'] = PATIENCE * config.rollout.call_seconds
     user = users.make(name, **knobs)
     if user is None:
         return {}

@@ -48,6 +48,7 @@ RANGES: tuple[tuple[str, str], ...] = (
     ('[0, inf)', 'updates.importance_cap optim.weight_decay optim.warmup_steps eval.temperature'),
     ('(0, inf)', 'rollout.temperature info.gate_temperature model.rope_theta model.norm_eps'),
     ('(0, inf)', 'optim.lr optim.eps warmstart.lr rollout.call_seconds lora.alpha user.timeout env.outcome_range'),
+    ('(0, inf)', 'user.patience'),
     ('(0, inf]', 'loss.clip_high optim.clip_norm'),  # infinity switches the clip off
     ('(1, inf]', 'loss.dual_clip'),
 )
@@ -151,6 +152,10 @@ def _bad_rollout(fields: Fields) -> Iterator[str]:
 
 
 def _bad_user(fields: Fields) -> Iterator[str]:
+    most = fields['rollout.call_seconds']
+    for field in ('user.patience', 'user.timeout'):
+        if fields[field] is not None and fields[field] >= most:
+            yield _line(fields, field, f'must be below config.rollout.call_seconds = {most:g}, or raise that')
     if fields['user.name'] != 'policy':
         for field in ('user.weights', 'user.path', 'user.max_prompt_tokens'):
             if fields[field] is not None:

@@ -71,6 +71,8 @@ def test_validate_accepts_the_configs_that_ship(path):
         ({'env__level': 1}, ['config.env.level = 1', "'intent' has no such knob", 'num_slots']),
         ({'env__kind': 'hosted'}, ["config.env.kind = 'hosted'", "'intent' is jitted"]),
         ({'info__placeholder': ''}, ["config.info.placeholder = ''", 'not be empty']),
+        ({'user__patience': 120.0}, ['config.user.patience = 120.0', 'below config.rollout.call_seconds = 120']),
+        ({'user__timeout': 60.0, 'rollout__call_seconds': 50.0}, ['config.user.timeout = 60.0', 'call_seconds = 50']),
     ],
 )
 def test_validate_names_field_value_and_constraint(fields, words):

@@ -13,10 +13,11 @@ pytest.importorskip('httpx', reason="the openai user needs httpx: pip install 'i
 from endpoint import Endpoint, completion
 from talk import tiny_chat
 
-from infopo_jax import users
+from infopo_jax import build_user, config as config_lib, users
 from infopo_jax.envs.retail import Retail
 from infopo_jax.envs.tools import render
 from infopo_jax.rollout.dialogue import Dialogue, Limits
+from infopo_jax.rollout.workers import Workers
 from infopo_jax.types import EndReason
 from infopo_jax.users import UserFailed, limits
 from infopo_jax.users.openai import OpenAIUser
@@ -221,6 +222,98 @@ def test_waiting_for_a_place_is_no_timeout():
     assert len(endpoint.requests) == 6 and user.counters()['retries'] == 0
 
 
+# Patience
+
+
+@pytest.mark.parametrize(
+    ('plan', 'words'),
+    [
+        (lambda *_: ('SLOW', 3.0, 'too late'), 'ReadTimeout'),
+        (lambda *_: ('DRIP', 0.05, 'far too long'), 'ReadTimeout'),
+        (lambda *_: (500, {}, 'oops'), 'status 500'),
+        (lambda *_: (429, {'Retry-After': '60'}, 'slow down'), 'status 429: slow down'),
+    ],
+    ids=['slow', 'drip', '500', '429'],
+)
+def test_patience_ends_a_call_that_could_go_on(plan, words):
+    """Whatever is slow: one request of many seconds, many that fail, or an endpoint that wants to be left alone."""
+    with Endpoint(plan) as endpoint:
+        user = ask(endpoint, timeout=60.0, retries=10_000, patience=0.4)
+        start = time.monotonic()
+        with pytest.raises(UserFailed, match=f'within 0.4 s .*config.rollout.call_seconds.*{words}') as failure:
+            user.reply(TALK)
+        assert 0.4 <= time.monotonic() - start < 1.5  # not before: a rollout that is begun again asks at once
+        counts = user.counters()
+        assert counts['failed_calls'] == 1 and counts['requests'] == len(endpoint.requests)
+        assert KEY not in str(failure.value) and failure.value.__suppress_context__
+
+
+@pytest.mark.parametrize('knobs', [{'concurrency': 1}, {'requests_per_minute': 6.0}], ids=str)
+def test_patience_counts_the_wait_for_room_and_for_the_rate(knobs):
+    with Endpoint(lambda number, _: 'tea' if number else ('SLOW', 1.0, 'tea')) as endpoint:
+        user = ask(endpoint, patience=3.0, **knobs)
+        first = threading.Thread(target=user.reply, args=(TALK,))
+        first.start()
+        end = time.monotonic() + 5
+        while not endpoint.requests and time.monotonic() < end:
+            time.sleep(0.001)
+        user.patience = 0.3
+        with pytest.raises(UserFailed, match=r'within 0.3 s .*no room, or no start by the rate limit'):
+            user.reply(TALK, nonce='another')
+        first.join()
+        assert len(endpoint.requests) == 1 and user.counters()['waited_seconds'] >= 0.3
+
+
+def test_room_is_not_held_while_a_start_is_waited_for(monkeypatch):
+    """Else requests that may start would wait behind those that may not."""
+    with Endpoint() as endpoint:
+        user, free = ask(endpoint, concurrency=1), []
+
+        def wait(deadline):
+            free.append(user._room.acquire(blocking=False))
+            user._room.release()
+
+        monkeypatch.setattr(user._pace, 'wait', wait)
+        user.reply(TALK)
+    assert free == [True]
+
+
+def test_pace_leaves_a_start_behind_the_deadline_to_others():
+    clock = Clock()
+    pace = limits.Pace(30, clock=clock, sleep=clock.sleep)
+    pace.wait()
+    with pytest.raises(TimeoutError):
+        pace.wait(clock.now + 1.5)
+    assert clock.now == 101.5 and pace.wait(clock.now + 0.5) == 0.5
+    pace.close_for(7.0)
+    with pytest.raises(TimeoutError):
+        pace.wait_open(clock.now + 3.0)
+    pace.wait_open(clock.now + 5.0)
+    assert clock.now == 109.0
+
+
+def test_a_slow_endpoint_is_a_failed_user_before_the_environment_is_given_up(monkeypatch):
+    """As a config builds them: the user's patience is shorter than what an environment's call may take."""
+    config = config_lib.base_config()
+    config.env.name, config.env.kind, config.env.level = 'retail', 'hosted', 1
+    config.user.model, config.rollout.call_seconds = 'tiny', 1.0
+    with Endpoint(lambda *_: ('SLOW', 5.0, 'too late')) as endpoint:
+        config.user.base_url, config.user.api_key_env = endpoint.url, 'TEST_KEY'
+        config_lib.validate(config)
+        user = build_user.make_user(config)['user']
+        env = Retail(user=user)
+        env.reset(options={'task': 'cancel_order order_17 delay'})
+        crew = Workers(1, limit=config.rollout.call_seconds)
+        try:
+            crew.submit('row', lambda: env.step('Which order?'))
+            (reply,) = crew.collect(wait=20)
+        finally:
+            crew.close()
+    assert user.patience == 0.9 and isinstance(reply.error, UserFailed)
+    config.user.patience = 0.5
+    assert build_user.make_user(config)['user'].patience == 0.5
+
+
 # Replays
 
 
@@ -289,7 +382,8 @@ def test_constructor_refuses_what_cannot_be_meant(monkeypatch):
         ({'base_url': 'localhost:8000'}, 'must look like https://host/v1'),
         ({'base_url': f'https://me:{KEY}@host/v1'}, 'credentials'),
         ({'base_url': f'https://host/v1?key={KEY}'}, 'credentials'),
-        ({'timeout': 0.0}, 'timeout must be above 0'),
+        ({'timeout': 0.0}, 'timeout and patience must be above 0'),
+        ({'patience': 0.0}, 'timeout and patience must be above 0'),
         ({'retries': -1}, 'retries at least 0'),
         ({'concurrency': 0}, 'concurrency at least 1'),
     ):

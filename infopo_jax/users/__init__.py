@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 # name -> 'module:constructor', imported on use; None: the environment's own script
@@ -60,14 +60,10 @@ def make(name: str, **knobs: Any) -> User | None:
     Raises:
         ValueError: unknown name (with the nearest one) or knob, or a value that the user refuses.
     """
-    if name not in USERS:
-        nearest = difflib.get_close_matches(str(name), USERS, n=1, cutoff=0.0)[0]
-        raise ValueError(f'unknown user {name!r}, did you mean {nearest!r}? Known: {list(USERS)}')
-    knobs = {knob: value for knob, value in knobs.items() if value is not None}
-    if USERS[name] is None:
+    constructor = _constructor(name)
+    if constructor is None:
         return None
-    module, attribute = USERS[name].split(':')
-    constructor = getattr(importlib.import_module(module), attribute)
+    knobs = {knob: value for knob, value in knobs.items() if value is not None}
     valid = inspect.signature(constructor).parameters
     unknown = [knob for knob in knobs if knob not in valid]
     if unknown:
@@ -76,3 +72,23 @@ def make(name: str, **knobs: Any) -> User | None:
             f'user {name!r} has no knob {unknown[0]!r}, did you mean {nearest!r}? Its knobs: {list(valid)}'
         )
     return constructor(**knobs)
+
+
+def knobs(name: str) -> list[str]:
+    """Returns the keywords of a user's constructor; 'scripted' has none.
+
+    Raises:
+        ValueError: unknown name, with the nearest one.
+    """
+    constructor = _constructor(name)
+    return [] if constructor is None else list(inspect.signature(constructor).parameters)
+
+
+def _constructor(name: str) -> Callable[..., User] | None:
+    if name not in USERS:
+        nearest = difflib.get_close_matches(str(name), USERS, n=1, cutoff=0.0)[0]
+        raise ValueError(f'unknown user {name!r}, did you mean {nearest!r}? Known: {list(USERS)}')
+    if USERS[name] is None:
+        return None
+    module, attribute = USERS[name].split(':')
+    return getattr(importlib.import_module(module), attribute)

@@ -1,5 +1,6 @@
 """How fast and how many at once: the pace of requests to an endpoint."""
 
+import math
 import random
 import threading
 import time
@@ -32,15 +33,32 @@ class Pace:
         self._next = 0.0  # when the next request may start
         self._closed_until = 0.0
 
-    def wait(self) -> float:
-        """Waits for the next start; returns the seconds waited."""
+    def wait(self, deadline: float = math.inf) -> float:
+        """Waits for the next start; returns the seconds waited.
+
+        Args:
+            deadline: of the clock; a start behind it is left to others.
+
+        Raises:
+            TimeoutError: at the deadline, and not before: who asks again at once would be no better off.
+        """
         began = self._clock()
         with self._lock:
             start = max(began, self._next, self._closed_until)
-            self._next = start + self._gap
-        while (left := max(start, self._closed_until) - self._clock()) > 0:  # it may have been closed meanwhile
-            self._sleep(left)
+            if start <= deadline:
+                self._next = start + self._gap
+        self._sleep_until(start, deadline)
         return self._clock() - began
+
+    def wait_open(self, deadline: float = math.inf) -> None:
+        """Waits as long as an endpoint wants nobody; for those whose turn has come. Raises as ``wait`` does."""
+        self._sleep_until(self._clock(), deadline)
+
+    def _sleep_until(self, start: float, deadline: float) -> None:
+        while (opens := max(start, self._closed_until)) > (now := self._clock()):  # it may be closed meanwhile
+            if now >= deadline:
+                raise TimeoutError
+            self._sleep(min(opens, deadline) - now)
 
     def close_for(self, seconds: float) -> None:
         """Lets nobody start for so long."""

@@ -8,13 +8,15 @@ again; a call without an answer raises UserFailed. The key is read from the envi
 repr or cache. Protocol: https://platform.openai.com/docs/api-reference/chat/create
 """
 
+import contextlib
 import json
+import math
 import os
 import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from infopo_jax.users import UserFailed, without_thoughts
@@ -53,6 +55,8 @@ class OpenAIUser:
         max_tokens: of an answer.
         timeout: seconds that one request may take, from the start to the last byte.
         retries: further requests of a call whose first one failed.
+        patience: seconds that a call may take in all, retries and waiting included; None is no limit. Less than what a
+            rollout allows its environment, so that it is the user who fails.
         concurrency: requests under way at once.
         requests_per_minute: 0 is no limit.
         cache_dir: a folder for replays; None keeps none.
@@ -73,6 +77,7 @@ class OpenAIUser:
         max_tokens: int = 512,
         timeout: float = 60.0,
         retries: int = 5,
+        patience: float | None = None,
         concurrency: int = 16,
         requests_per_minute: float = 0.0,
         cache_dir: str | None = None,
@@ -80,7 +85,8 @@ class OpenAIUser:
         completion_price: float = 0.0,
         send_seed: bool = True,
     ):
-        _check(model, base_url, timeout, retries, concurrency, requests_per_minute)
+        self.patience = math.inf if patience is None else patience
+        _check(model, base_url, timeout, retries, self.patience, concurrency, requests_per_minute)
         self.model, self.base_url, self.api_key_env = model, base_url.rstrip('/'), api_key_env
         self.temperature, self.max_tokens, self.timeout, self.retries = temperature, max_tokens, timeout, retries
         self._prices, self._send_seed = (prompt_price, completion_price), send_seed
@@ -100,7 +106,8 @@ class OpenAIUser:
         """Answers a talk; see ``users.User``.
 
         Raises:
-            UserFailed: the endpoint refuses the call, or every try failed; the message has the last failure.
+            UserFailed: the endpoint refuses the call, every try failed, or patience is at its end; the message has the
+                last failure.
         """
         call = {
             'url': self.base_url,
@@ -116,7 +123,11 @@ class OpenAIUser:
         if kept is not None:
             self._count(cached=1)
             return kept
-        text = self._persist(call, key)
+        try:
+            text = self._persist(call, key)
+        except UserFailed:
+            self._count(failed_calls=1)
+            raise
         self._replay.put(key, call, text)
         return text
 
@@ -125,7 +136,7 @@ class OpenAIUser:
 
         'calls' of ``reply``, of which 'cached', 'retried_calls' and 'failed_calls'; 'requests' sent, of which
         'retries'; 'prompt_tokens', 'completion_tokens' and 'cost' as the endpoint bills them; 'request_seconds' and
-        'waited_seconds' (for the rate limit and before retries), summed over threads.
+        'waited_seconds' (for the rate limit, for room and before retries), summed over threads.
         """
         with self._lock:
             return dict(self._counts)
@@ -146,60 +157,91 @@ class OpenAIUser:
         self._client.close()
 
     def _persist(self, call: dict[str, Any], key: str) -> str:
-        """Asks until there is an answer or no try is left."""
-        rng = random.Random(key)
+        """Asks until there is an answer, no try is left, or patience is at its end."""
+        rng, deadline = random.Random(key), time.monotonic() + self.patience
+        problem: Exception | None = None
         for attempt in range(self.retries + 1):
             try:
-                return self._request(call, rng.getrandbits(31))
-            except _Passing as problem:
-                if attempt == self.retries:
-                    self._count(failed_calls=1)
-                    raise self._failed(f'no answer after {attempt + 1} tries, the last one: {problem}') from None
-                wait = backoff(attempt, rng)
-                if problem.wait is not None:  # it is told to all: whoever asks meanwhile is refused, too
-                    self._pace.close_for(problem.wait)
-                time.sleep(wait)
-                self._count(retries=1, retried_calls=attempt == 0, waited_seconds=wait)
-            except UserFailed:
-                self._count(failed_calls=1)
-                raise
-        raise AssertionError('the last try returns or raises')
+                if attempt:
+                    self._rest(backoff(attempt - 1, rng), deadline)
+                    self._count(retries=1, retried_calls=attempt == 1)
+                return self._request(call, rng.getrandbits(31), deadline)
+            except TimeoutError:
+                raise self._failed(
+                    f'no answer within {self.patience:g} s (config.user.patience, from config.rollout.call_seconds), '
+                    f'the last problem: {problem or "no room, or no start by the rate limit"}'
+                ) from None
+            except _Passing as failure:
+                problem = failure
+                if failure.wait is not None:  # it is told to all: whoever asks meanwhile is refused, too
+                    self._pace.close_for(failure.wait)
+        raise self._failed(f'no answer after {self.retries + 1} tries, the last one: {problem}') from None
 
-    def _request(self, call: dict[str, Any], seed: int) -> str:
+    def _rest(self, seconds: float, deadline: float) -> None:
+        """Sleeps before a retry; raises TimeoutError where that reaches the deadline."""
+        seconds = min(seconds, max(0.0, deadline - time.monotonic()))
+        time.sleep(seconds)
+        self._count(waited_seconds=seconds)
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+
+    def _request(self, call: dict[str, Any], seed: int, deadline: float) -> str:
         """Asks once.
 
         Raises:
             _Passing: it failed and may be tried again.
             UserFailed: it failed for good.
+            TimeoutError: the deadline came before it could be sent.
         """
         body = {name: call[name] for name in ('model', 'messages', 'temperature', 'max_tokens')}
         if self._send_seed:
             body['seed'] = seed
-        with self._room:
-            waited = self._pace.wait()
+        with self._place(deadline):
             start = time.monotonic()
             try:
-                status, headers, content = self._post(body, start + self.timeout)
+                status, headers, content = self._post(body, min(self.timeout, deadline - start))
             except self._httpx.RequestError as error:
                 raise _Passing(self._redact(f'{type(error).__name__}: {error}')) from None
             finally:
-                self._count(requests=1, waited_seconds=waited, request_seconds=time.monotonic() - start)
+                self._count(requests=1, request_seconds=time.monotonic() - start)
         if status in PASSING or status >= 500:
             raise _Passing(f'status {status}: {self._quote(content)}', retry_after(headers.get('Retry-After')))
         if status != 200:
             raise self._failed(f'status {status}: {self._quote(content)}')
         return self._read(content)
 
-    def _post(self, body: dict[str, Any], deadline: float) -> tuple[int, Any, bytes]:
-        """Posts a request and reads its answer, however slowly it drips, until the deadline."""
+    @contextlib.contextmanager
+    def _place(self, deadline: float) -> Iterator[None]:
+        """Waits for a start, then for room among the requests under way, and keeps it.
+
+        Raises:
+            TimeoutError: the deadline came first.
+        """
+        start = time.monotonic()
+        try:
+            self._pace.wait(deadline)
+            left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+            if not self._room.acquire(timeout=left):
+                raise TimeoutError
+        finally:
+            self._count(waited_seconds=time.monotonic() - start)
+        try:
+            self._pace.wait_open(deadline)  # the endpoint may have closed since
+            yield
+        finally:
+            self._room.release()
+
+    def _post(self, body: dict[str, Any], seconds: float) -> tuple[int, Any, bytes]:
+        """Posts a request and reads its answer, however slowly it drips, for so long at most."""
         headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
-        parts, size = [], 0
-        with self._client.stream('POST', f'{self.base_url}/chat/completions', json=body, headers=headers) as response:
+        parts, size, deadline = [], 0, time.monotonic() + seconds
+        request = {'json': body, 'headers': headers, 'timeout': seconds}
+        with self._client.stream('POST', f'{self.base_url}/chat/completions', **request) as response:
             for part in response.iter_bytes():
                 parts.append(part)
                 size += len(part)
                 if time.monotonic() > deadline:
-                    raise self._httpx.ReadTimeout(f'no whole answer within {self.timeout:g} s')
+                    raise self._httpx.ReadTimeout(f'no whole answer within {seconds:g} s')
                 if size > MAX_BODY:
                     raise self._httpx.ReadError(f'an answer of more than {MAX_BODY} bytes')
             return response.status_code, response.headers, b''.join(parts)
@@ -237,7 +279,7 @@ class OpenAIUser:
                 self._counts[name] += amount
 
 
-def _check(model, base_url, timeout, retries, concurrency, requests_per_minute) -> None:
+def _check(model, base_url, timeout, retries, patience, concurrency, requests_per_minute) -> None:
     """Raises ValueError for arguments that cannot be meant."""
     url = urllib.parse.urlsplit(base_url)
     if not model:
@@ -246,10 +288,10 @@ def _check(model, base_url, timeout, retries, concurrency, requests_per_minute) 
         raise ValueError('base_url must look like https://host/v1')
     if url.username or url.password or url.query or url.fragment:
         raise ValueError('base_url holds credentials or a query, which would end up in files: use api_key_env')
-    if timeout <= 0 or retries < 0 or concurrency < 1 or requests_per_minute < 0:
+    if min(timeout, patience) <= 0 or retries < 0 or concurrency < 1 or requests_per_minute < 0:
         raise ValueError(
-            'timeout must be above 0, retries at least 0, concurrency at least 1, requests_per_minute at least 0; got '
-            f'{timeout!r}, {retries!r}, {concurrency!r}, {requests_per_minute!r}'
+            'timeout and patience must be above 0, retries at least 0, concurrency at least 1, requests_per_minute at '
+            f'least 0; got {timeout!r}, {patience!r}, {retries!r}, {concurrency!r}, {requests_per_minute!r}'
         )
 
 
