@@ -121,7 +121,7 @@ def test_merge_lays_a_chunk_behind_rows_of_different_length(model, tokens):
     for j in range(2):
         new = tokens[rows, lengths + j][:, None]
         _, own = feed(model, new, (lengths + j)[:, None], own, jnp.int32(j))
-    merged = cache_lib.merge(own, jnp.asarray(lengths))
+    merged = cache_lib.merge(cache, own, jnp.asarray(lengths))
     new = tokens[rows, lengths + 2][:, None]
     out, _ = feed(model, new, (lengths + 2)[:, None], merged, jnp.asarray(lengths + 2))
     np.testing.assert_allclose(out[:, 0], plain(model, tokens)[rows, lengths + 2], atol=1e-5)

@@ -18,6 +18,7 @@ from talk import Colour, tiny_chat
 
 from infopo_jax import packing, score
 from infopo_jax.loops import HostedLoop, Sizes
+from infopo_jax.rollout import hosted, slots as slots_lib
 from infopo_jax.rollout.batches import Ladder, to_turns
 from infopo_jax.rollout.dialogue import Limits
 from infopo_jax.rollout.hosted import HostedRollout, RolloutsFailed
@@ -50,12 +51,12 @@ def engines(model):
     """Returns a function that builds an engine, once per setting."""
     made, graphdef = {}, nnx.split(model)[0]
 
-    def engine(num_slots=6, chunk=2, extend_chunk=5, num_aside=0):
-        setting = num_slots, chunk, extend_chunk, num_aside
+    def engine(num_slots=6, chunk=2, feed_sizes=(5,), num_aside=0):
+        setting = num_slots, chunk, feed_sizes, num_aside
         if setting not in made:
             made[setting] = HostedRollout(
                 Echo, CHAT, graphdef, LIMITS,
-                num_slots=num_slots, chunk=chunk, extend_chunk=extend_chunk, num_aside=num_aside,
+                num_slots=num_slots, chunk=chunk, feed_sizes=feed_sizes, num_aside=num_aside,
             )  # fmt: skip
         return made[setting]
 
@@ -83,9 +84,11 @@ def test_sampled_logp_equals_the_scorers(engines, model, temperature):
     assert len(set(turns.num_turns)) > 1 and len(np.unique(turns.action_mask.sum(1))) > 3
 
 
-@pytest.mark.parametrize(('num_slots', 'chunk', 'extend_chunk'), [(1, 2, 5), (4, 2, 5), (12, 1, 7), (12, 16, 80)])
-def test_rollout_is_the_same_for_any_slots_and_chunks(engines, model, played, num_slots, chunk, extend_chunk):
-    other = play(engines(num_slots, chunk, extend_chunk), model, tasks=TASKS * 2)[1]
+@pytest.mark.parametrize(
+    ('num_slots', 'chunk', 'feed_sizes'), [(1, 2, (5,)), (4, 2, (3, 9)), (12, 1, (7,)), (12, 16, (80,))]
+)
+def test_rollout_is_the_same_for_any_slots_and_chunks(engines, model, played, num_slots, chunk, feed_sizes):
+    other = play(engines(num_slots, chunk, feed_sizes), model, tasks=TASKS * 2)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, played[1])
 
 
@@ -193,13 +196,41 @@ def test_loop_stops_where_too_many_rollouts_fail(engines, model):
         engine.make_env = Echo
 
 
-def test_extend_and_decode_compile_once(engines, model, played):
+def test_batches_after_the_first_compile_nothing(engines, model, played):
+    programs = slots_lib._publish, slots_lib._empty, slots_lib._extend, slots_lib._decode, slots_lib._seat
+    play(engines(), model)
+    before = [program._cache_size() for program in programs]
+    play(engines(), model, seed=3, tasks=TASKS * 2)
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_reading_filled_columns_only_says_the_same(model, played, monkeypatch):
+    """As on accelerators, where a program serves a power of two of columns."""
+    monkeypatch.setattr(slots_lib, 'LEAST_COLUMNS', 16)
+    engine = HostedRollout(Echo, CHAT, nnx.split(model)[0], LIMITS, num_slots=4, num_aside=2, chunk=2)
+    seen, decode = set(), slots_lib._decode
+    monkeypatch.setattr(slots_lib, '_decode', lambda setting, *rest: seen.add(setting[2]) or decode(setting, *rest))
+    engine.slots._fit = True
+    other = play(engine, model, tasks=TASKS * 2)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, played[1])
+    assert {32, 64} <= seen  # rows are long enough for several sizes
+
+
+def test_nothing_stays_on_the_device_after_a_batch(engines, model):
     engine = engines()
-    play(engine, model, seed=3)
-    slots = engine.slots
-    assert slots._extend._cache_size() == 2  # the slots, and the one row of the prompt
-    assert slots._decode._cache_size() <= 3  # a program per temperature
-    assert slots._seat._cache_size() == 1
+    play(engine, model)
+    assert not [name for name, value in vars(engine.slots).items() if any(map(_on_device, jax.tree.leaves(value)))]
+
+
+def _on_device(leaf):
+    return isinstance(leaf, jax.Array)
+
+
+@pytest.mark.parametrize(
+    ('pending', 'size'), [(1, 16), (16, 16), (17, 16), (32, 16), (33, 64), (64, 64), (129, 256), (128, 64), (999, 256)]
+)
+def test_a_part_is_not_mostly_padding(pending, size):
+    assert slots_lib.fitting(pending, (16, 64, 256)) == size
 
 
 # --- The ladder of shapes.
@@ -250,7 +281,7 @@ class Slow(Echo):
 @pytest.mark.parametrize(('num_slots', 'num_aside'), [(6, 0), (3, 3), (2, 5)])
 def test_rollout_does_not_depend_on_who_answers_first(engines, model, monkeypatch, num_slots, num_aside):
     """To the bit: late replies change who sits where and when he is fed, not what is said."""
-    engine = engines(num_slots, 2, 5, num_aside)
+    engine = engines(num_slots, 2, (3, 9), num_aside)
     quick = play(engine, model, tasks=TASKS * 2)[1]
     monkeypatch.setattr(engine, 'make_env', Slow)
     for _ in range(2):
@@ -259,7 +290,7 @@ def test_rollout_does_not_depend_on_who_answers_first(engines, model, monkeypatc
 
 
 def test_rollout_with_rows_aside_says_the_same(engines, model, monkeypatch, played):
-    engine = engines(3, 2, 5, 3)
+    engine = engines(3, 2, (5,), 3)
     monkeypatch.setattr(engine, 'make_env', Slow)
     swaps, swap = [], engine.slots.swap
     monkeypatch.setattr(engine.slots, 'swap', lambda pairs, places: swaps.append(pairs) or swap(pairs, places))
@@ -275,6 +306,37 @@ def test_rollout_feeds_a_prompt_once(engines, model):
     answers = ((turns.role != Role.PROMPT) & (turns.role != Role.ACTION) & (turns.role != Role.PAD)).sum()
     stops = 6 * LIMITS.max_turns  # stop tokens and capped actions' last ones go in front of the answers
     assert prompt[0] <= clock.fed - answers <= prompt[0] + stops < prompt.sum()
+
+
+class LateRed(Echo):
+    """Opens the task 'red' late, and answers late."""
+
+    def reset(self, *, seed=0, options=None):
+        time.sleep(0.3 * (options['task'] == 'red'))
+        return super().reset(seed=seed, options=options)
+
+    def step(self, text):
+        time.sleep(0.05)
+        return super().step(text)
+
+
+def test_who_is_ready_does_not_queue_behind_who_is_not(engines, model, monkeypatch):
+    engine = engines(2)
+    seated, seat = [], engine.slots.seat
+    monkeypatch.setattr(engine.slots, 'seat', lambda *args: seated.extend(args[1]) or seat(*args))
+    monkeypatch.setattr(engine, 'make_env', LateRed)
+    play(engine, model, tasks=['red', 'blue', 'blue'], group_size=1)
+    assert seated[0] == (1, 0)
+
+
+def test_waiting_for_environments_does_not_spin(engines, model, monkeypatch):
+    """One slot, whose tenant waits, and others in the queue: nothing can be done but to wait for the reply."""
+    rounds, seat = [], hosted._Batch._seat
+    monkeypatch.setattr(hosted._Batch, '_seat', lambda self: rounds.append(1) or seat(self))
+    engine = engines(1)
+    monkeypatch.setattr(engine, 'make_env', LateRed)
+    dialogues, _, clock = play(engine, model, tasks=['blue'], group_size=3)
+    assert clock.wait > 0.9 * clock.env > 0.1 and len(rounds) < 10 * sum(d.num_turns for d in dialogues)
 
 
 class Flaky(Echo):
@@ -294,7 +356,7 @@ class Flaky(Echo):
 
 
 def test_a_failed_rollout_is_begun_again_and_is_what_it_would_have_been(engines, model, monkeypatch):
-    engine = engines(3, 2, 5, 3)
+    engine = engines(3, 2, (5,), 3)
     whole = play(engine, model, tasks=['red', 'blue'])[1]
     monkeypatch.setattr(engine, 'make_env', Flaky)
     monkeypatch.setattr(Flaky, 'seen', set())

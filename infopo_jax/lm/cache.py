@@ -186,13 +186,12 @@ def behind(prefix: Cache, config: LMConfig, num_rows: int, size: int) -> Cache:
     return dataclasses.replace(empty(config, num_rows, size, dtype), prefix=prefix)
 
 
-def merge(cache: Cache, start: jax.Array) -> Cache:
-    """Writes a cache into its prefix (of as many rows) from column ``start``; see ``append``."""
-    prefix = cache.prefix
+def merge(cache: Cache, new: Cache, start: jax.Array) -> Cache:
+    """Writes the columns of ``new`` (of as many rows) into a cache from column ``start``; see ``append``."""
 
     def put(name, axis):
-        pairs = zip(getattr(prefix, name), getattr(cache, name), strict=True)
+        pairs = zip(getattr(cache, name), getattr(new, name), strict=True)
         return tuple(append(a, b, start, axis=axis) for a, b in pairs)
 
     parts = {name: put(name, axis) for name, axis in COLUMNS.items()}
-    return Cache(**parts, position=append(prefix.position, cache.position, start), prefix=prefix.prefix)
+    return Cache(**parts, position=append(cache.position, new.position, start), prefix=cache.prefix)

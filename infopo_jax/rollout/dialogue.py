@@ -73,8 +73,16 @@ class Dialogue:
 
     @property
     def pending(self) -> bool:
-        """Whether tokens wait to be fed before the agent can go on; what it says is fed as it is sampled."""
-        return not self.ended and not self.spoken and self.fed < len(self.ids)
+        """Whether tokens wait to be fed before the agent can go on; what it says is fed as it is sampled.
+
+        A token that ended the action waits for its answer, so that both are fed in the same parts however late it is.
+        """
+        return not (self.ended or self.spoken or self.waiting) and self.fed < len(self.ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that wait to be fed."""
+        return len(self.ids) - self.fed if self.pending else 0
 
     @property
     def budget(self) -> int:

@@ -19,8 +19,8 @@ import numpy as np
 
 from infopo_jax.envs.text import TextEnv
 from infopo_jax.lm.chat import Chat
+from infopo_jax.rollout import slots as slots_lib
 from infopo_jax.rollout.dialogue import Dialogue, Limits
-from infopo_jax.rollout.slots import Slots
 from infopo_jax.rollout.workers import Reply, Workers
 
 FEED_SHARE = 0.5  # of the seated must wait for the device before answers are fed while others could speak
@@ -57,7 +57,7 @@ class HostedRollout:
         num_slots: rows decoded at once.
         num_aside: rollouts kept aside on the device while their environment answers and others use their slots.
         chunk: decode steps per dispatch.
-        extend_chunk: tokens of answers fed per row and dispatch.
+        feed_sizes: tokens of answers that a dispatch may feed per row, ascending.
         num_workers: environments that are asked at once.
         call_seconds: most that a call to an environment may take.
         retries: times that a rollout is begun again after environment or user failed.
@@ -75,7 +75,7 @@ class HostedRollout:
         num_slots: int,
         num_aside: int = 0,
         chunk: int = 8,
-        extend_chunk: int = 16,
+        feed_sizes: tuple[int, ...] = slots_lib.FEED_SIZES,
         num_workers: int = 16,
         call_seconds: float = 120.0,
         retries: int = 1,
@@ -84,13 +84,13 @@ class HostedRollout:
     ):
         self.make_env, self.chat, self.limits = make_env, chat, limits
         self.num_workers, self.call_seconds, self.retries = num_workers, call_seconds, retries
-        self.slots = Slots(
+        self.slots = slots_lib.Slots(
             graphdef,
             num_slots=num_slots,
             num_aside=num_aside,
             max_tokens=limits.max_tokens,
             chunk=chunk,
-            extend_chunk=extend_chunk,
+            feed_sizes=feed_sizes,
             stop_ids=chat.stop_ids,
             mesh=rollout_mesh,
             cache_dtype=cache_dtype,
@@ -134,6 +134,7 @@ class HostedRollout:
             batch.play()
         finally:
             workers.close()
+            self.slots.end()
         return batch.dialogues, batch.clock
 
 
@@ -204,11 +205,14 @@ class _Batch:
                 self._receive(*reply.owner, reply)
 
     def _has_work(self) -> bool:
-        """Whether a seated dialogue can be fed or can speak, or a slot can be given to one that could."""
-        tenants = list(map(self._tenant, self.seated))
-        if any(d is not None and (d.pending or d.speaking) for d in tenants):
+        """Whether a seated dialogue can be fed or can speak, or one that can go on finds a slot."""
+        seated = list(map(self._tenant, self.seated))
+        if any(d is not None and not d.waiting for d in seated):
             return True
-        return any(d is not None and not d.waiting for d in map(self._tenant, self.aside)) or self._next() is not None
+        aside = list(map(self._tenant, self.aside))
+        if any(d is not None and not d.waiting for d in aside):
+            return True
+        return None in seated + aside and self._next() is not None
 
     def _receive(self, row: int, dialogue: Dialogue, reply: Reply) -> None:
         self.usual += 0.1 * (reply.seconds - self.usual)
@@ -237,10 +241,9 @@ class _Batch:
             self.workers.submit(None, close)
 
     def _next(self) -> int | None:
-        """Returns the row at the head of the queue once its opening is there; failed ones are passed over."""
-        while self.queue and self.dialogues[self.queue[0]].ended:
-            self.queue.popleft()
-        return self.queue[0] if self.queue and self.dialogues[self.queue[0]].opened else None
+        """Returns the first row of the queue whose opening is there; failed ones leave the queue."""
+        self.queue = collections.deque(row for row in self.queue if not self.dialogues[row].ended)
+        return next((row for row in self.queue if self.dialogues[row].opened), None)
 
     def _seat(self) -> None:
         """Gives slots that are free, or whose tenant waits, to dialogues that can go on."""
@@ -257,12 +260,13 @@ class _Batch:
                 at = back.pop(0)
                 swaps.append((slot, at))
                 self.seated[slot], self.aside[at] = self.aside[at], self.seated[slot]
-            elif self._next() is not None and (self.seated[slot] is None or room):
+            elif (row := self._next()) is not None and (self.seated[slot] is None or room):
                 if self.seated[slot] is not None:
                     at = room.pop(0)
                     swaps.append((slot, at))
                     self.aside[at] = self.seated[slot]
-                self.seated[slot] = self.queue.popleft()
+                self.queue.remove(row)
+                self.seated[slot] = row
                 new.append(slot)
         if swaps:
             self.device.swap(swaps, [self._place(slot) for slot, _ in swaps])
@@ -284,16 +288,15 @@ class _Batch:
             dialogue.take(len(dialogue.ids))
 
     def _feed(self) -> None:
-        """Feeds all pending tokens, ``extend_chunk`` per row and dispatch."""
+        """Feeds all pending tokens, dispatch by dispatch the rows whose next part is of one size."""
         start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
-        while any(d is not None and d.pending for d in tenants):
-            tokens = np.zeros((len(tenants), self.device.extend_chunk), np.int32)
+        while sizes := {i: self.device.feed_size(d.num_pending) for i, d in enumerate(tenants) if d and d.num_pending}:
+            size = max(sizes.values())
+            tokens = np.zeros((len(tenants), size), np.int32)
             count, fed = (np.zeros((len(tenants),), np.int32) for _ in range(2))
             for i, d in enumerate(tenants):
-                if d is None:
-                    continue
-                fed[i] = d.fed
-                part = d.take(self.device.extend_chunk)
+                fed[i] = d.fed if d else 0
+                part = d.take(size) if sizes.get(i) == size else []
                 tokens[i, : len(part)], count[i] = part, len(part)
             self.device.extend(tokens, count, fed)
             self.clock.fed += int(count.sum())
@@ -303,9 +306,9 @@ class _Batch:
     def _speak(self) -> None:
         """Samples up to ``chunk`` tokens in every slot whose agent speaks."""
         start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
-        fed = np.array([0 if d is None else d.fed for d in tenants], np.int32)
+        fed, drawn = (np.array([getattr(d, name, 0) for d in tenants], np.int32) for name in ('fed', 'drawn'))
         budget = np.array([d.budget if d is not None and d.speaking else 0 for d in tenants], np.int32)
-        tokens, logps, count = self.device.decode(fed, budget, **self.draw)
+        tokens, logps, count = self.device.decode(fed, drawn, budget, **self.draw)
         for i in np.flatnonzero(budget):
             tenants[i].hear(tokens[i, : count[i]], logps[i, : count[i]])
         self.dispatch = time.perf_counter() - start

@@ -2,8 +2,16 @@
 
 A token's column is its position, so what an earlier tenant of a row left behind stands at positions that the new one
 has not reached: it is invisible until it is overwritten, and nothing has to be emptied.
+
+A dispatch that samples reads the cache as a prefix and writes to a small one of its own, one column per step for all
+rows, which is merged when it ends: rows stand at different lengths, and writing where each ends is a scatter per token.
+
+On accelerators a dispatch reads as many columns as the longest row has filled, in powers of two. On CPU it reads all,
+and no size depends on who is there: there shapes decide how sums are rounded, and the same seed is to give the same
+rollouts to the bit whoever answers first.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,13 +21,18 @@ import numpy as np
 from flax import nnx
 
 from infopo_jax import sharding
-from infopo_jax.lm import cache as cache_lib, sampling
+from infopo_jax.lm import cache as cache_lib, decoding, sampling
 
-PREFILL_CHUNK = 64  # tokens of one prompt that are fed at once
+FEED_SIZES = (16, 64, 256)  # tokens of answers per row and dispatch
+PROMPT_SIZES = (64, 512)  # tokens of one prompt per dispatch
+LEAST_COLUMNS = 256  # that are read where only filled ones are
+SCORE_BYTES = 2**30  # most that a device holds of one layer's attention scores while answers are fed
 
 
 class Slots:
-    """Programs over the rows, and the arrays that stay on the device between them.
+    """Programs over the rows, and the arrays that stay on the device between ``begin`` and ``end``.
+
+    Beside the caches a batch holds a copy of the weights, in the compute dtype and as decoding reads them.
 
     Args:
         graphdef: static part of the model.
@@ -27,10 +40,11 @@ class Slots:
         num_aside: rows that wait for their environment while others take their slots.
         max_tokens: most tokens of a row.
         chunk: most decode steps per dispatch.
-        extend_chunk: tokens fed per row and dispatch.
         stop_ids: tokens that end an action.
+        feed_sizes: tokens of answers that a dispatch may feed per row, ascending.
         mesh: devices that the slots are divided over.
         cache_dtype: of keys and values; None: the model's compute dtype.
+        fit_columns: whether only filled columns are read; None: on accelerators.
     """
 
     def __init__(
@@ -41,34 +55,44 @@ class Slots:
         num_aside: int,
         max_tokens: int,
         chunk: int,
-        extend_chunk: int,
         stop_ids: tuple[int, ...],
+        feed_sizes: tuple[int, ...] = FEED_SIZES,
         mesh: jax.sharding.Mesh | None = None,
         cache_dtype: str | None = None,
+        fit_columns: bool | None = None,
     ):
-        self.num_slots, self.num_aside, self.extend_chunk = num_slots, num_aside, extend_chunk
-        columns = max_tokens + max(extend_chunk, PREFILL_CHUNK)  # a padded chunk reaches past the last token
-        bind = functools.partial
-        self._publish = jax.jit(bind(sharding.publish, mesh=mesh))
-        self._empty = jax.jit(bind(_empty, graphdef, mesh, columns, cache_dtype), static_argnums=1)
-        self._extend = jax.jit(bind(_extend, graphdef, mesh), donate_argnums=(1, 2))
-        self._decode = jax.jit(
-            bind(_decode, graphdef, mesh, chunk, stop_ids),
-            donate_argnums=(1, 2),
-            static_argnames=('temperature', 'top_k', 'top_p', 'min_p'),
-        )
-        self._seat = jax.jit(bind(_seat, mesh), donate_argnums=(0, 1))
-        self._swap = jax.jit(bind(_swap, mesh), donate_argnums=(0, 1))
-        self._prompt: list[int] = []  # what the prompt's row holds
+        on_cpu = jax.default_backend() == 'cpu'
+        self.num_slots, self.num_aside = num_slots, num_aside
+        self._fit = not on_cpu if fit_columns is None else fit_columns
+        # A padded part reaches past the last token by up to its size: an eighth of the row, at most, but for the least.
+        self._feed_sizes = feed_sizes[:1] + tuple(size for size in feed_sizes[1:] if 8 * size <= max_tokens)
+        self._prompt_sizes = PROMPT_SIZES[: 2 if 8 * PROMPT_SIZES[1] <= max_tokens and not on_cpu else 1]
+        self._columns = max_tokens + max(chunk, self._feed_sizes[-1], self._prompt_sizes[-1])
+        self._graphdef, self._mesh, self._cache_dtype = graphdef, mesh, cache_dtype
+        self._model: Any = None  # graphdef of the model for decoding, known with the first weights
+        self._setting = chunk, stop_ids
+        self.end()
 
     def begin(self, params: Any, key: jax.Array) -> None:
         """Makes the rows ready for a batch: new weights, nothing fed."""
-        self._params, self._key = self._publish(params), key
-        self._cache, self._logits = self._empty(self._params, self.num_slots)
-        self._aside = self._empty(self._params, self.num_aside)[0] if self.num_aside else None
-        self._row, self._row_logits = self._empty(self._params, 1)
-        self._prompt = []
+        if self._model is None:
+            abstract = jax.eval_shape(lambda p: decoding.for_decoding(nnx.merge(self._graphdef, p)), params)
+            self._model, config = nnx.split(abstract)[0], abstract.config
+            row = (
+                4 * self.num_slots * config.num_heads * self._columns // (1 if self._mesh is None else self._mesh.size)
+            )
+            self._feed_sizes = tuple(n for n in self._feed_sizes if n == self._feed_sizes[0] or n * row <= SCORE_BYTES)
+        self._key, self._params = key, _publish(self._graphdef, self._mesh, params)
+        empty = functools.partial(_empty, self._model, self._mesh, self._cache_dtype, self._columns)
+        self._cache, self._logits = empty(self.num_slots, self._params)
+        self._aside = empty(self.num_aside, self._params)[0] if self.num_aside else None
+        self._row, self._row_logits = empty(1, self._params)
+        self._prompt: list[int] = []  # what the prompt's row holds
         self._places = np.zeros((self.num_slots, 2), np.int32)  # (group, member) of each slot
+
+    def end(self) -> None:
+        """Lets go of all that a batch held on the device."""
+        self._params = self._key = self._cache = self._logits = self._aside = self._row = self._row_logits = None
 
     def seat(self, slots: list[int], places: list[tuple[int, int]], prompt: list[int]) -> int:
         """Gives slots to new rollouts of one prompt, fed and ready to speak; returns the tokens that had to be fed.
@@ -76,24 +100,29 @@ class Slots:
         The prompt is fed once, behind what it shares with the prompt before: policy and tools stand there already.
         """
         assert prompt
-        shared = next((i for i, (a, b) in enumerate(zip(self._prompt, prompt, strict=False)) if a != b), None)
-        shared = min(len(self._prompt), len(prompt)) if shared is None else shared
+        shared = len(prompt)
         if prompt != self._prompt:
+            pairs = enumerate(zip(self._prompt, prompt, strict=False))
+            shared = next((i for i, (a, b) in pairs if a != b), min(len(self._prompt), len(prompt)))
             shared = min(shared, len(prompt) - 1)  # the last token gives the logits
-            for start in range(shared, len(prompt), PREFILL_CHUNK):
-                part = prompt[start : start + PREFILL_CHUNK]
-                tokens = np.zeros((1, PREFILL_CHUNK), np.int32)
-                tokens[0, : len(part)] = part
-                count, fed = np.array([len(part)], np.int32), np.array([start], np.int32)
-                self._row, self._row_logits = self._extend(
-                    self._params, self._row, self._row_logits, tokens, count, fed
-                )
-            self._prompt = list(prompt)
+            self._feed_prompt(prompt, shared)
         mask = np.zeros((self.num_slots,), bool)
         mask[slots] = True
         self._places[slots] = places
-        self._cache, self._logits = self._seat(self._cache, self._logits, self._row, self._row_logits, mask)
+        self._cache, self._logits = _seat(self._mesh, self._cache, self._logits, self._row, self._row_logits, mask)
         return len(prompt) - shared
+
+    def _feed_prompt(self, prompt, start):
+        """Feeds a prompt from a token on into the prompt's row."""
+        self._prompt = list(prompt)
+        while start < len(prompt):
+            size = fitting(len(prompt) - start, self._prompt_sizes)
+            part = prompt[start : start + size]
+            tokens = np.zeros((1, size), np.int32)
+            tokens[0, : len(part)] = part
+            count, fed = np.array([len(part)], np.int32), np.array([start], np.int32)
+            self._row, self._row_logits = self._fed(self._row, self._row_logits, tokens, count, fed)
+            start += len(part)
 
     def swap(self, pairs: list[tuple[int, int]], places: list[tuple[int, int]]) -> None:
         """Exchanges slots with rows aside, and notes who sits there now.
@@ -105,25 +134,38 @@ class Slots:
         index = np.zeros((self.num_slots, 2), np.int32)
         index[: len(pairs)] = pairs
         self._places[[slot for slot, _ in pairs]] = places
-        self._cache, self._aside = self._swap(self._cache, self._aside, index, np.int32(len(pairs)))
+        self._cache, self._aside = _swap(self._mesh, self._cache, self._aside, index, np.int32(len(pairs)))
+
+    def feed_size(self, pending: int) -> int:
+        """Returns how many tokens a row is fed next of so many that wait; see ``fitting``."""
+        return fitting(pending, self._feed_sizes)
 
     def extend(self, tokens: np.ndarray, count: np.ndarray, fed: np.ndarray) -> None:
-        """Feeds tokens [slots, C], the first ``count`` of each row, behind the ``fed`` tokens that its row holds."""
-        self._cache, self._logits = self._extend(self._params, self._cache, self._logits, tokens, count, fed)
+        """Feeds tokens [slots, C], the first ``count`` of each row, behind the ``fed`` tokens that its row holds.
 
-    def decode(self, fed: np.ndarray, budget: np.ndarray, **draw: float):
+        C is a ``feed_size``.
+        """
+        self._cache, self._logits = self._fed(self._cache, self._logits, tokens, count, fed)
+
+    def _fed(self, cache, logits, tokens, count, fed):
+        columns = self._filled(fed + tokens.shape[1])  # also of rows that are fed nothing: XLA would clamp their start
+        return _extend(self._model, self._mesh, columns, self._params, cache, logits, tokens, count, fed)
+
+    def decode(self, fed: np.ndarray, drawn: np.ndarray, budget: np.ndarray, **draw: float):
         """Samples up to ``chunk`` tokens in rows with a budget, at most that, until each stops.
 
         Args:
             fed: [slots] tokens that each row holds.
+            drawn: [slots] tokens that each rollout has sampled so far: a token's key is folded from its number.
             budget: [slots] tokens that each may say; 0 where nobody speaks.
-            **draw: temperature, top_k, top_p and min_p of ``sampling.sample``.
+            **draw: temperature, top_k, top_p and min_p of ``sampling.draw``.
 
         Returns:
             tokens [slots, chunk], log-probabilities [slots, chunk] and how many [slots], on the host.
         """
-        self._cache, self._logits, out = self._decode(
-            self._params, self._cache, self._logits, fed, budget, self._key, self._places, **draw
+        setting = self._model, self._mesh, self._filled(fed[budget > 0]), *self._setting, decoding.Draw(**draw)
+        self._cache, self._logits, out = _decode(
+            setting, self._params, self._cache, self._logits, fed, drawn, budget, self._key, self._places
         )
         return jax.device_get(out)
 
@@ -131,59 +173,103 @@ class Slots:
         """Waits until what was dispatched is done, so that its time is told apart."""
         jax.block_until_ready(self._logits)
 
+    def _filled(self, lengths: np.ndarray) -> int:
+        """Returns the columns that a dispatch reads for rows of these lengths."""
+        columns = LEAST_COLUMNS if self._fit else self._columns
+        while columns < lengths.max(initial=0):
+            columns *= 2
+        return min(columns, self._columns)
 
-def _empty(graphdef, mesh, columns, cache_dtype, params, num_rows):
+
+def fitting(pending: int, sizes: tuple[int, ...]) -> int:
+    """Returns the size of the part in which so many tokens are fed next.
+
+    The smallest that takes them all if they fill more than half of it, else the largest that they fill. It depends on
+    nothing else, so a row is fed in the same parts whoever sits beside it.
+    """
+    above = next((size for size in sizes if size >= pending), sizes[-1])
+    below = max((size for size in sizes if size <= pending), default=above)
+    return above if 2 * pending > above else below
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _publish(graphdef, mesh, params):
+    """Returns the weights as decoding reads them, whole over fsdp: converted first, they are half as much to send."""
+    params = nnx.split(decoding.for_decoding(nnx.merge(graphdef, params)))[1]
+    return sharding.publish(params, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _empty(graphdef, mesh, cache_dtype, columns, num_rows, params):
     """Returns a cache in which nothing stands and logits of no token, made where they stay."""
     config = nnx.merge(graphdef, params).config
     cache = cache_lib.empty(config, num_rows, columns, cache_dtype)
     return sharding.kv_cache(cache, mesh), sharding.rows(jnp.zeros((num_rows, config.vocab_size), jnp.float32), mesh)
 
 
-def _extend(graphdef, mesh, params, cache, logits, tokens, count, fed):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
+def _extend(graphdef, mesh, columns, params, cache, logits, tokens, count, fed):
+    """Feeds tokens [N, C] to rows that reach, padding included, no further than ``columns``."""
     tokens, count, fed = sharding.rows((tokens, count, fed), mesh)
     model = nnx.merge(graphdef, params)
     offset = jnp.arange(tokens.shape[1])
     position = jnp.where(offset < count[:, None], fed[:, None] + offset, -1)
-    hidden, cache = model.extend(tokens, position, cache, fed)
+    hidden, view = model.extend(tokens, position, cache_lib.view(cache, columns), fed)
+    cache = view if columns == cache.size else cache_lib.merge(cache, view, jnp.int32(0))
     last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
     logits = jnp.where(count[:, None] > 0, model.logits(last), logits)
     return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
 
 
-def _decode(graphdef, mesh, chunk, stop_ids, params, cache, logits, fed, budget, key, places, **draw):
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+def _decode(setting, params, cache, logits, fed, drawn, budget, key, places):
     """Every token is fed as it is sampled, except one that ends the action: that goes in front of the feedback."""
+    graphdef, mesh, columns, chunk, stop_ids, draw = setting
     model = nnx.merge(graphdef, params)
-    fed, budget, keys = sharding.rows((fed, budget, _row_keys(key, places)), mesh)
-    n = logits.shape[0]
+    fed, budget, keys = sharding.rows((fed, budget, _token_keys(key, places, drawn, chunk)), mesh)
+    uniform, n = sampling.uniforms(keys), len(fed)
+    ropes = model.rotary(fed[:, None] + jnp.arange(chunk))
+    prefix = cache_lib.view(cache, columns)
 
     def body(s):
-        j, going, cache, logits, tokens, logps, count = s
-        token_keys = jax.vmap(jax.random.fold_in)(keys, fed + count)
-        token, logp = sampling.sample(token_keys, logits, **draw)
+        j, going, own, logits, tokens, logps, count = s
+        token, logp = draw(jax.lax.dynamic_index_in_dim(uniform, j, axis=1, keepdims=False), logits)
         tokens = tokens.at[:, j].set(jnp.where(going, token, 0))
         logps = logps.at[:, j].set(jnp.where(going, logp, 0.0))
-        position = jnp.where(going, fed + count, -1)
         count = count + going
         stops = jnp.any(token[:, None] == jnp.array(stop_ids, jnp.int32), axis=1)
         goes_on = going & ~stops & (count < budget)
-        # A row that waits or has stopped writes to its next free column, never over a token of its past.
-        column = fed + count - goes_on
+        position = jnp.where(goes_on, fed + j, -1)[:, None]
+        rope = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, j, 1, axis=1), ropes)
 
-        def feed(cache):
-            hidden, cache = model.extend(token[:, None], jnp.where(goes_on, position, -1)[:, None], cache, column)
-            return cache, model.logits(hidden[:, 0])
+        def feed(own):
+            hidden, own = model.extend(token[:, None], position, dataclasses.replace(own, prefix=prefix), j, rope)
+            return dataclasses.replace(own, prefix=None), model.logits(hidden[:, 0])
 
-        cache, logits = jax.lax.cond(jnp.any(goes_on), feed, lambda cache: (cache, logits), cache)
-        return j + 1, goes_on, cache, logits, tokens, logps, count
+        own, logits = jax.lax.cond(jnp.any(goes_on), feed, lambda own: (own, logits), own)
+        return j + 1, goes_on, own, logits, tokens, logps, count
 
+    own = dataclasses.replace(cache_lib.behind(prefix, model.config, n, chunk), prefix=None)
     start = (
-        jnp.int32(0), budget > 0, cache, logits,
+        jnp.int32(0), budget > 0, sharding.kv_cache(own, mesh), logits,
         jnp.zeros((n, chunk), jnp.int32), jnp.zeros((n, chunk), jnp.float32), jnp.zeros((n,), jnp.int32),
     )  # fmt: skip
-    _, _, cache, logits, *out = jax.lax.while_loop(lambda s: (s[0] < chunk) & jnp.any(s[1]), body, start)
-    return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh), tuple(out)
+    _, _, own, logits, *out = jax.lax.while_loop(lambda s: (s[0] < chunk) & jnp.any(s[1]), body, start)
+    return sharding.kv_cache(cache_lib.merge(cache, own, fed), mesh), sharding.rows(logits, mesh), tuple(out)
 
 
+def _token_keys(key, places, drawn, chunk):
+    """Returns a key for each of the next tokens, [slots, chunk], from its (group, member) and number."""
+    fold = jax.random.fold_in
+
+    def of_row(place, drawn):
+        row = fold(fold(key, place[0]), place[1])
+        return jax.vmap(lambda number: fold(row, number))(drawn + jnp.arange(chunk))
+
+    return jax.vmap(of_row)(places, drawn)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _seat(mesh, cache, logits, row, row_logits, mask):
     """Copies the prompt's row into the slots of the mask."""
 
@@ -194,6 +280,7 @@ def _seat(mesh, cache, logits, row, row_logits, mask):
     return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _swap(mesh, cache, aside, pairs, count):
     """Exchanges the rows of the first ``count`` pairs, one after the other."""
 
@@ -208,8 +295,3 @@ def _swap(mesh, cache, aside, pairs, count):
 
     cache, aside = jax.lax.fori_loop(0, count, one, (cache, aside))
     return sharding.kv_cache(cache, mesh), sharding.kv_cache(aside, mesh)
-
-
-def _row_keys(key, places):
-    """Returns a key per slot for its (group, member)."""
-    return jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(key, p[0]), p[1]))(places)
