@@ -232,10 +232,8 @@ class HostedLoop:
             'seconds_extend': clock.extend,
             'seconds_env': clock.env,
             'seconds_wait': clock.wait,
-            'retried': clock.retried,
-            'masked': clock.masked,
-            **({} if self.user is None else {f'user_{name}': count for name, count in self.user.counters().items()}),
             'seconds_update': end - rolled,
+            **self._failures(clock),
         }  # fmt: skip
 
     def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
@@ -243,16 +241,22 @@ class HostedLoop:
         rng = random.Random(f'eval {self.seed}')
         tasks = rng.sample(self.tasks['test'], min(self.sizes.eval_groups, len(self.tasks['test'])))
         draw = {'temperature': self.sizes.eval_temperature, **self.sizes.eval_truncation}
-        turns, _ = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
+        turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: max(1, self.sizes.look_groups) * self.sizes.group_size], turns)
         (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
         look = self._look(params, first, key, step, branch_len=branch_len, target_len=target_len)
-        return jax.device_get(metrics), jax.device_get(look)
+        return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""
         return self.chat.decode(ids)
+
+    def _failures(self, clock) -> dict[str, float]:
+        """Returns how many rollouts of a batch failed, and what the user has counted since the start."""
+        counters = {} if self.user is None else self.user.counters()
+        failures = {'retried': clock.retried, 'masked': clock.masked}
+        return failures | {f'user_{name}': count for name, count in counters.items()}
 
     def _rollout(self, params, key, tasks, seed, *, reference=None, **draw):
         with _published(self.user, params, reference):
