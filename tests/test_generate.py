@@ -92,6 +92,17 @@ def test_generate_in_batches_of_one_shape_is_the_same_to_the_last_bit(model):
         Sampler(model, least_prompts=0)
 
 
+@pytest.mark.parametrize('temperature', [0.0, 1.0])
+def test_generate_without_empty_rows_is_what_drawing_anew_would_give(model, sampler, temperature):
+    first = run(sampler, PROMPTS[:1], temperature=temperature).ids(0)[0]
+    out = run(sampler, PROMPTS[:1], temperature=temperature, stop_ids=[first, 999], allow_empty=False)
+    assert out.ids(0)[0] != first
+    logits = np.array(nnx.jit(model)(jnp.array([PROMPTS[0]]))[0, -1])
+    logits[first] = -np.inf
+    wanted = jax.nn.log_softmax(logits)[out.ids(0)[0]]
+    np.testing.assert_allclose(out.logps[0, 0], wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize('chunk', [1, 7, 64])
 def test_generate_is_the_same_for_any_chunk(model, whole, chunk):
     out = run(Sampler(model, chunk=chunk))

@@ -109,11 +109,16 @@ class Batch:
         cache_dtype: of keys and values.
         folds: [P, K] integers that the prompts' keys are folded with, one after the other; None: 0, 1, ... [P, 1].
         least_prompts: rows of prompts, at least.
+        allow_empty: False: the first token is none that ends a row.
     """
 
-    def __init__(self, model, prompts, limits, *, draw, stop_ids, chunk, cache_dtype, folds=None, least_prompts=1):
+    def __init__(
+        self, model, prompts, limits, *,
+        draw, stop_ids, chunk, cache_dtype, folds=None, least_prompts=1, allow_empty=True,
+    ):  # fmt: skip
         self.graphdef, self.params = model
         self.draw, self.stop_ids, self.chunk, self.cache_dtype = draw, stop_ids, chunk, cache_dtype
+        self.allow_empty = allow_empty
         self.group_size = group_size = len(limits) // len(prompts)
         num_prompts = bucket(len(prompts), least_prompts)
         self.tokens = np.zeros((num_prompts, bucket(max(map(len, prompts)), LEAST_COLUMNS)), np.int32)
@@ -134,7 +139,7 @@ class Batch:
             self.graphdef, min(chunk, self.tokens.shape[1]), self.cache_dtype, self.params, self.tokens, self.lengths
         )
         size = bucket(self.chunk, LEAST_COLUMNS)
-        setting = (self.group_size, size, self.draw, self.stop_ids)
+        setting = (self.group_size, size, self.draw, self.stop_ids, self.allow_empty)
         self.keys, self.state, self.drawn = _begin(
             self.graphdef, *setting, self.params, prefix, logits, key, self.folds, self.limits
         )
@@ -173,14 +178,16 @@ def _prefill(graphdef, chunk, cache_dtype, params, tokens, lengths):
     return cache, model.logits(last)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _begin(graphdef, group_size, size, draw, stop_ids, params, prefix, logits, key, folds, limits):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _begin(graphdef, group_size, size, draw, stop_ids, allow_empty, params, prefix, logits, key, folds, limits):
     """Draws every row's first token; returns row keys, state and what was drawn."""
     config, n = nnx.merge(graphdef, params).config, len(limits)
     groups = jax.vmap(lambda words: functools.reduce(jax.random.fold_in, words, key))(folds)
     keys = jax.vmap(lambda k: jax.vmap(functools.partial(jax.random.fold_in, k))(jnp.arange(group_size)))(groups)
     keys = keys.reshape(n)
     uniform = sampling.uniforms(_token_keys(keys, jnp.zeros((1,), jnp.int32)))[:, 0]
+    if not allow_empty and stop_ids:
+        logits = logits.at[:, jnp.array(stop_ids)].set(-jnp.inf, mode='drop')
     token, logp = draw(uniform, jnp.repeat(logits, group_size, axis=0))
     going = (limits > 1) & ~_is_in(token, stop_ids)
     cache = cache_lib.behind(prefix, config, n, size)

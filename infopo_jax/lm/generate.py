@@ -91,6 +91,7 @@ class Sampler:
         stop_strings: Sequence[str] = (),
         on_tokens: Callable[[int, list[int]], None] | None = None,
         folds: Sequence[Sequence[int]] | None = None,
+        allow_empty: bool = True,
     ) -> Generation:
         """Continues every prompt ``group_size`` times.
 
@@ -111,6 +112,7 @@ class Sampler:
             stop_strings: texts that end a row with the token that completes them.
             on_tokens: called with a row and its new tokens after every chunk.
             folds: [P, K] uint32 that name the prompts, in place of their numbers: what the key is folded with.
+            allow_empty: False: the first token is none of stop_ids, as if rows that stop at once were drawn anew.
 
         Returns:
             Generation of N = P * G rows, T = max_new_tokens.
@@ -134,6 +136,7 @@ class Sampler:
             cache_dtype=self.cache_dtype,
             folds=folds,
             least_prompts=self.least_prompts,
+            allow_empty=allow_empty,
         )
         rows = _Rows(len(limits), max_new_tokens, self.decode, stop_strings, on_tokens)
         batch.begin(key)

@@ -7,11 +7,13 @@
     user.withdraw()  # after it
 
 What he costs. Every answer prefills the whole talk again, instructions first: a talk of T turns feeds about T / 2 times
-its length, beside the agent's own T turns that are fed once. Answers of a batch decode in lockstep until the longest is
-done, in ``concurrency`` rows however few are asked for. For the time of a batch of rollouts the weights stand in memory
-once more, in the compute dtype and the layout that decoding reads; on a mesh of several devices all of that is on the
-first one, whole, and the others wait for it where agents wait for their user. (Programs of two threads that both speak
-with all devices could each hold some and wait for the rest; what runs on one device waits for nobody.)
+its length, beside the agent's own T turns that are fed once. With short turns and long instructions he takes most of a
+rollout's time: in retail he is fed some 365 tokens for an answer where the agent is fed 20. Answers of a batch decode
+in lockstep until the longest is done, in ``concurrency`` rows however few are asked for. For the time of a batch of
+rollouts the weights stand in memory once more, in the compute dtype and the layout that decoding reads. On a mesh of
+several devices all of that is on the first one, whole, and the others wait for it where agents wait for their user.
+(Programs of two threads that both speak with all devices could each hold some and wait for the rest; what runs on one
+device waits for nobody.)
 """
 
 import hashlib
@@ -49,7 +51,7 @@ class PolicyUser:
         max_tokens: of an answer, thoughts included; a longer one is cut.
         max_prompt_tokens: of instructions and talk; None: what the model's positions leave.
         concurrency: rows decoded at once; more than threads that ask (config.rollout.workers) stay empty.
-        retries: times that an answer which is empty, or all thought, is drawn anew.
+        retries: times that an answer which is blank, or all thought, is drawn anew; none if greedy.
 
     Raises:
         ValueError: a value out of range, or 'current' weights for a checkpoint that does not train.
@@ -131,7 +133,7 @@ class PolicyUser:
         """Answers a talk; see ``users.User``.
 
         Raises:
-            UserFailed: the talk is too long, every answer was empty, or no batch of rollouts is under way.
+            UserFailed: the talk is too long, every answer was blank, or no batch of rollouts is under way.
         """
         self._count(calls=1)
         try:
@@ -153,7 +155,8 @@ class PolicyUser:
         """Draws until there is an answer or no try is left."""
         prompt, opened = self._render(messages)
         words = _words(messages, nonce)
-        for attempt in range(self.retries + 1):
+        tries = 1 + (self.retries if self.draw.temperature else 0)
+        for attempt in range(tries):
             self._count(retries=attempt > 0)
             ids = self._ask(prompt, [*words, attempt])
             with self._speaking:
@@ -161,7 +164,7 @@ class PolicyUser:
             if text:
                 return text
         raise _failed(
-            f'{self.retries + 1} answers were empty or all thought, the last one of {len(ids)} tokens: raise '
+            f'{tries} answers were blank or all thought, the last one of {len(ids)} tokens: raise '
             f'config.user.max_tokens = {self.max_tokens}, or let somebody play who can (config.user.path, user.name)'
         )
 
@@ -205,6 +208,7 @@ class PolicyUser:
             max_new_tokens=self.max_tokens,
             temperature=self.draw.temperature,
             stop_ids=self._chat.stop_ids,
+            allow_empty=False,
         )
         self._count(
             batches=1,
