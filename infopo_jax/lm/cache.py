@@ -195,3 +195,29 @@ def merge(cache: Cache, new: Cache, start: jax.Array) -> Cache:
 
     parts = {name: put(name, axis) for name, axis in COLUMNS.items()}
     return Cache(**parts, position=append(cache.position, new.position, start), prefix=cache.prefix)
+
+
+def copy_columns(source: Cache, target: Cache, *, row: jax.Array, to: jax.Array, start: jax.Array, size: int) -> Cache:
+    """Returns ``target`` with ``size`` columns of one row, from column ``start``, taken from a row of ``source``.
+
+    Args:
+        source: without the prefix; its columns are those of ``target``, or the first of them.
+        target: is changed in place where it is donated.
+        row: [] int32, of ``source``.
+        to: [] int32, row of ``target``.
+        start: [] int32.
+        size: columns to copy.
+    """
+
+    def put(a, b, axis):
+        def at(index):
+            return [{0: index, axis: start}.get(i, 0) for i in range(a.ndim)]
+
+        shape = [{0: 1, axis: size}.get(i, length) for i, length in enumerate(a.shape)]
+        return jax.lax.dynamic_update_slice(b, jax.lax.dynamic_slice(a, at(row), shape), at(to))
+
+    parts = {
+        name: tuple(put(a, b, axis) for a, b in zip(getattr(source, name), getattr(target, name), strict=True))
+        for name, axis in COLUMNS.items()
+    }
+    return Cache(**parts, position=put(source.position, target.position, 1), prefix=target.prefix)

@@ -288,25 +288,19 @@ class _Batch:
             dialogue.take(len(dialogue.ids))
 
     def _feed(self) -> None:
-        """Feeds all pending tokens, dispatch by dispatch the rows whose next part is of one size."""
+        """Feeds all pending tokens."""
         start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
-        while sizes := {i: self.device.feed_size(d.num_pending) for i, d in enumerate(tenants) if d and d.num_pending}:
-            size = max(sizes.values())
-            tokens = np.zeros((len(tenants), size), np.int32)
-            count, fed = (np.zeros((len(tenants),), np.int32) for _ in range(2))
-            for i, d in enumerate(tenants):
-                fed[i] = d.fed if d else 0
-                part = d.take(size) if sizes.get(i) == size else []
-                tokens[i, : len(part)], count[i] = part, len(part)
-            self.device.extend(tokens, count, fed)
-            self.clock.fed += int(count.sum())
+        fed = self._numbers(tenants, 'fed')
+        answers = {slot: d.take(d.num_pending) for slot, d in enumerate(tenants) if d is not None and d.pending}
+        self.device.feed(answers, fed)
         self.device.wait()
+        self.clock.fed += sum(map(len, answers.values()))
         self.clock.extend += time.perf_counter() - start
 
     def _speak(self) -> None:
         """Samples up to ``chunk`` tokens in every slot whose agent speaks."""
         start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
-        fed, drawn = (np.array([getattr(d, name, 0) for d in tenants], np.int32) for name in ('fed', 'drawn'))
+        fed, drawn = (self._numbers(tenants, name) for name in ('fed', 'drawn'))
         budget = np.array([d.budget if d is not None and d.speaking else 0 for d in tenants], np.int32)
         tokens, logps, count = self.device.decode(fed, drawn, budget, **self.draw)
         for i in np.flatnonzero(budget):
@@ -314,6 +308,10 @@ class _Batch:
         self.dispatch = time.perf_counter() - start
         self.clock.sampled += int(count.sum())
         self.clock.decode += self.dispatch
+
+    def _numbers(self, tenants: list[Dialogue | None], name: str) -> np.ndarray:
+        """Returns a number of each tenant, [slots] int32; 0 where nobody sits."""
+        return np.array([getattr(d, name, 0) for d in tenants], np.int32)
 
     def _leave(self) -> None:
         """Lets environments that still close finish; one that hangs is left behind."""

@@ -13,6 +13,7 @@ rollouts to the bit whoever answers first.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from infopo_jax.lm import cache as cache_lib, decoding, sampling
 FEED_SIZES = (16, 64, 256)  # tokens of answers per row and dispatch
 PROMPT_SIZES = (64, 512)  # tokens of one prompt per dispatch
 LEAST_COLUMNS = 256  # that are read where only filled ones are
+FEED_TOKENS = (128, 512)  # tokens of answers per dispatch, on CPU and on accelerators, which then compute enough
 SCORE_BYTES = 2**30  # most that a device holds of one layer's attention scores while answers are fed
 
 
@@ -68,6 +70,8 @@ class Slots:
         self._feed_sizes = feed_sizes[:1] + tuple(size for size in feed_sizes[1:] if 8 * size <= max_tokens)
         self._prompt_sizes = PROMPT_SIZES[: 2 if 8 * PROMPT_SIZES[1] <= max_tokens and not on_cpu else 1]
         self._columns = max_tokens + max(chunk, self._feed_sizes[-1], self._prompt_sizes[-1])
+        self._divided = mesh is not None and any(mesh.shape[axis] > 1 for axis in sharding.ROWS)
+        self._feed_tokens = FEED_TOKENS[0 if on_cpu else 1]
         self._graphdef, self._mesh, self._cache_dtype = graphdef, mesh, cache_dtype
         self._model: Any = None  # graphdef of the model for decoding, known with the first weights
         self._setting = chunk, stop_ids
@@ -106,10 +110,11 @@ class Slots:
             shared = next((i for i, (a, b) in pairs if a != b), min(len(self._prompt), len(prompt)))
             shared = min(shared, len(prompt) - 1)  # the last token gives the logits
             self._feed_prompt(prompt, shared)
-        mask = np.zeros((self.num_slots,), bool)
-        mask[slots] = True
+        index = np.zeros((self.num_slots,), np.int32)
+        index[: len(slots)] = slots
         self._places[slots] = places
-        self._cache, self._logits = _seat(self._mesh, self._cache, self._logits, self._row, self._row_logits, mask)
+        row, count = (self._row, self._row_logits), np.int32(len(slots))
+        self._cache, self._logits = _seat(self._mesh, (self._cache, self._logits), row, index, count)
         return len(prompt) - shared
 
     def _feed_prompt(self, prompt, start):
@@ -118,10 +123,8 @@ class Slots:
         while start < len(prompt):
             size = fitting(len(prompt) - start, self._prompt_sizes)
             part = prompt[start : start + size]
-            tokens = np.zeros((1, size), np.int32)
-            tokens[0, : len(part)] = part
-            count, fed = np.array([len(part)], np.int32), np.array([start], np.int32)
-            self._row, self._row_logits = self._fed(self._row, self._row_logits, tokens, count, fed)
+            fed = np.array([start], np.int32)
+            self._row, self._row_logits = self._dispatch(self._row, self._row_logits, size, {0: part}, fed)
             start += len(part)
 
     def swap(self, pairs: list[tuple[int, int]], places: list[tuple[int, int]]) -> None:
@@ -136,20 +139,41 @@ class Slots:
         self._places[[slot for slot, _ in pairs]] = places
         self._cache, self._aside = _swap(self._mesh, self._cache, self._aside, index, np.int32(len(pairs)))
 
-    def feed_size(self, pending: int) -> int:
-        """Returns how many tokens a row is fed next of so many that wait; see ``fitting``."""
-        return fitting(pending, self._feed_sizes)
+    def feed(self, answers: Mapping[int, list[int]], fed: np.ndarray) -> None:
+        """Feeds tokens to some slots, in parts; a dispatch takes parts of one size.
 
-    def extend(self, tokens: np.ndarray, count: np.ndarray, fed: np.ndarray) -> None:
-        """Feeds tokens [slots, C], the first ``count`` of each row, behind the ``fed`` tokens that its row holds.
-
-        C is a ``feed_size``.
+        Args:
+            answers: slot -> tokens, at least one.
+            fed: [slots] tokens that each row holds.
         """
-        self._cache, self._logits = self._fed(self._cache, self._logits, tokens, count, fed)
+        waiting, fed = dict(answers), fed.copy()
+        while waiting:
+            sizes = {slot: fitting(len(ids), self._feed_sizes) for slot, ids in waiting.items()}
+            size = max(sizes.values())
+            rows = [slot for slot in waiting if sizes[slot] == size][: self._rows_of(size)]
+            parts = {slot: waiting[slot][:size] for slot in rows}
+            self._cache, self._logits = self._dispatch(self._cache, self._logits, size, parts, fed)
+            for slot, part in parts.items():
+                fed[slot] += len(part)
+                waiting[slot] = waiting[slot][size:]
+            waiting = {slot: ids for slot, ids in waiting.items() if ids}
 
-    def _fed(self, cache, logits, tokens, count, fed):
-        columns = self._filled(fed + tokens.shape[1])  # also of rows that are fed nothing: XLA would clamp their start
-        return _extend(self._model, self._mesh, columns, self._params, cache, logits, tokens, count, fed)
+    def _rows_of(self, size):
+        """Returns the rows that are fed at once in parts of a size."""
+        return self.num_slots if self._divided else min(self.num_slots, max(1, self._feed_tokens // size))
+
+    def _dispatch(self, cache, logits, size, parts, fed):
+        """Feeds {row: ids} of one size to rows [N] that hold ``fed`` tokens each."""
+        few = self._rows_of(size) < len(fed)  # else all rows are computed, each at its place
+        rows = np.resize(np.array(list(parts), np.int32), self._rows_of(size)) if few else np.arange(len(fed))
+        tokens, count = np.zeros((len(rows), size), np.int32), np.zeros((len(rows),), np.int32)
+        for i, (row, ids) in enumerate(parts.items()):
+            at = i if few else row
+            tokens[at, : len(ids)], count[at] = ids, len(ids)
+        start = fed[rows].astype(np.int32)
+        columns = self._filled(start + size)  # also of rows that are fed nothing: XLA would clamp where they start
+        index = rows if few else None
+        return _extend(self._model, self._mesh, columns, self._params, cache, logits, tokens, count, start, index)
 
     def decode(self, fed: np.ndarray, drawn: np.ndarray, budget: np.ndarray, **draw: float):
         """Samples up to ``chunk`` tokens in rows with a budget, at most that, until each stops.
@@ -208,17 +232,32 @@ def _empty(graphdef, mesh, cache_dtype, columns, num_rows, params):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
-def _extend(graphdef, mesh, columns, params, cache, logits, tokens, count, fed):
-    """Feeds tokens [N, C] to rows that reach, padding included, no further than ``columns``."""
-    tokens, count, fed = sharding.rows((tokens, count, fed), mesh)
+def _extend(graphdef, mesh, columns, params, cache, logits, tokens, count, fed, rows):
+    """Feeds tokens [R, C] to some rows [R] (None: to all), which reach, padding included, no further than ``columns``.
+
+    Where ``count`` is 0 there is no row, or nothing to feed.
+    """
+    if rows is None:
+        tokens, count, fed = sharding.rows((tokens, count, fed), mesh)
     model = nnx.merge(graphdef, params)
     offset = jnp.arange(tokens.shape[1])
     position = jnp.where(offset < count[:, None], fed[:, None] + offset, -1)
-    hidden, view = model.extend(tokens, position, cache_lib.view(cache, columns), fed)
-    cache = view if columns == cache.size else cache_lib.merge(cache, view, jnp.int32(0))
+    some = cache_lib.view(cache, columns)
+    some = some if rows is None else jax.tree.map(lambda leaf: leaf[rows], some)
+    hidden, some = model.extend(tokens, position, some, fed)
     last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
-    logits = jnp.where(count[:, None] > 0, model.logits(last), logits)
-    return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
+    new = model.logits(last)
+    if rows is None:
+        logits = jnp.where(count[:, None] > 0, new, logits)
+        cache = some if columns == cache.size else cache_lib.merge(cache, some, jnp.int32(0))
+        return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
+
+    def put(i, both):
+        cache, logits = both
+        cache = cache_lib.copy_columns(some, cache, row=i, to=rows[i], start=fed[i], size=tokens.shape[1])
+        return cache, logits.at[rows[i]].set(new[i])
+
+    return jax.lax.fori_loop(0, jnp.sum(count > 0), put, (cache, logits))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
@@ -269,14 +308,14 @@ def _token_keys(key, places, drawn, chunk):
     return jax.vmap(of_row)(places, drawn)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _seat(mesh, cache, logits, row, row_logits, mask):
-    """Copies the prompt's row into the slots of the mask."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _seat(mesh, rows, row, slots, count):
+    """Copies the prompt's row into the first ``count`` of the slots."""
 
-    def put(old, new):
-        return jnp.where(mask.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+    def put(i, rows):
+        return jax.tree.map(lambda leaf, new: sharding.put_row(leaf, new, slots[i], mesh), rows, row)
 
-    cache, logits = jax.tree.map(put, (cache, logits), (row, row_logits))
+    cache, logits = jax.lax.fori_loop(0, count, put, rows)
     return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
 
 
