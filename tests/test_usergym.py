@@ -1,13 +1,13 @@
 """Tests of our own gyms: puzzles, replies, scores, reference players, and what is taught."""
 
-import json
 import pathlib
 import random
 import runpy
 
 import pytest
+from three_updates import three_updates
 
-from infopo_jax import config as config_lib, train
+from infopo_jax import config as config_lib
 from infopo_jax.envs.tools import parse
 from infopo_jax.envs.usergym import UserGym, teach
 from infopo_jax.envs.usergym.base import puzzles
@@ -321,40 +321,22 @@ def test_usergym_refuses_misuse():
 # Training
 
 
-def train_three_updates(tmp_path, rollout=None, **knobs):
-    """Trains the default config with a tiny model; returns the rows of its metrics."""
-    config = runpy.run_path(str(ROOT / 'configs' / 'usergym.py'))['get_config']()
-    config.env.update(knobs)
-    config.rollout.update(rollout or {})
-    config_lib.validate(config)
-    config.steps, config.batch.prompts, config.batch.group_size = 3, 2, 2
-    config.warmstart.steps, config.warmstart.batch, config.eval.interval, config.eval.episodes = 2, 4, 0, 4
-    config.model.dim, config.model.num_layers, config.model.mlp_dim = 16, 1, 16
-    config.log.tensorboard = False
-    train.main(config, str(tmp_path))
-    return [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-
-
-def check_rows(rows):
-    assert [row['phase'] for row in rows] == ['eval', *['train'] * 3, 'eval']
-    assert all(row['skipped'] == 0 for row in rows[1:4])
-
-
 def test_default_config_trains(tmp_path):
-    check_rows(train_three_updates(tmp_path))
+    three_updates('usergym', tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('gym', GYMS)
 def test_every_gym_trains(tmp_path, gym, level):
-    check_rows(train_three_updates(tmp_path, gym=gym, level=level))
+    three_updates('usergym', tmp_path, env__gym=gym, env__level=level)
 
 
 def test_functiongym_itself_trains(tmp_path):
     pytest.importorskip('functiongym', reason='pip install -e UserRL/gyms/FunctionGym')
     sizes = {'max_prompt_tokens': 320, 'max_action_tokens': 16, 'max_feedback_tokens': 48, 'max_tokens': 640}
-    check_rows(train_three_updates(tmp_path, gym='FunctionGym', level=None, turn_limit=4, rollout=sizes))
+    sizes = {f'rollout__{name}': size for name, size in sizes.items()}
+    three_updates('usergym', tmp_path, env__gym='FunctionGym', env__level=None, env__turn_limit=4, **sizes)
 
 
 def test_paper_setting_is_the_papers():
