@@ -269,15 +269,16 @@ def kv_cache(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return tree if _single(mesh) else jax.tree.map(of, tree)
 
 
-def get_row(leaf: jax.Array, index: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Returns row ``index`` of [N, ...] as [1, ...]; a slice at a traced index would bring all rows together first."""
+def get_rows(leaf: jax.Array, index: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Returns rows ``index`` [K] of [N, ...] as [K, ...]; a gather would bring all rows together first."""
     if _single(mesh):
-        return jax.lax.dynamic_slice_in_dim(leaf, index, 1, axis=0)
-    return jnp.sum(jnp.where(_is_row(leaf, index), leaf, 0), axis=0, keepdims=True, dtype=leaf.dtype)
+        return leaf[index]
+    one = [jnp.sum(jnp.where(_is_row(leaf, i), leaf, 0), axis=0, dtype=leaf.dtype) for i in index]
+    return jnp.stack(one)
 
 
 def put_row(leaf: jax.Array, row: jax.Array, index: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Returns [N, ...] with [1, ...] as row ``index``; see ``get_row``."""
+    """Returns [N, ...] with [1, ...] as row ``index``; see ``get_rows``."""
     if _single(mesh):
         return jax.lax.dynamic_update_slice_in_dim(leaf, row, index, axis=0)
     return jnp.where(_is_row(leaf, index), row, leaf)

@@ -28,6 +28,7 @@ FEED_SIZES = (16, 64, 256)  # tokens of answers per row and dispatch
 PROMPT_SIZES = (64, 512)  # tokens of one prompt per dispatch
 LEAST_COLUMNS = 256  # that are read where only filled ones are
 FEED_TOKENS = (128, 512)  # tokens of answers per dispatch, on CPU and on accelerators, which then compute enough
+SWAPS = 4  # rows that change places per dispatch
 SCORE_BYTES = 2**30  # most that a device holds of one layer's attention scores while answers are fed
 
 
@@ -134,10 +135,11 @@ class Slots:
             pairs: (slot, row aside), at most one per slot.
             places: (group, member) of who comes into each slot.
         """
-        index = np.zeros((self.num_slots, 2), np.int32)
-        index[: len(pairs)] = pairs
         self._places[[slot for slot, _ in pairs]] = places
-        self._cache, self._aside = _swap(self._mesh, self._cache, self._aside, index, np.int32(len(pairs)))
+        for start in range(0, len(pairs), SWAPS):
+            part = pairs[start : start + SWAPS]
+            index = np.resize(np.array(part, np.int32), (SWAPS, 2))
+            self._cache, self._aside = _swap(self._mesh, self._cache, self._aside, index, np.int32(len(part)))
 
     def feed(self, answers: Mapping[int, list[int]], fed: np.ndarray) -> None:
         """Feeds tokens to some slots, in parts; a dispatch takes parts of one size.
@@ -321,16 +323,23 @@ def _seat(mesh, rows, row, slots, count):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _swap(mesh, cache, aside, pairs, count):
-    """Exchanges the rows of the first ``count`` pairs, one after the other."""
+    """Exchanges the rows of the first ``count`` pairs, each of which names rows of its own.
 
-    def one(i, both):
-        (cache, aside), (slot, row) = both, pairs[i]
-        out = jax.tree.map(lambda a: sharding.get_row(a, slot, mesh), cache)
-        back = jax.tree.map(lambda a: sharding.get_row(a, row, mesh), aside)
-        return (
-            jax.tree.map(lambda a, new: sharding.put_row(a, new, slot, mesh), cache, back),
-            jax.tree.map(lambda a, new: sharding.put_row(a, new, row, mesh), aside, out),
-        )
+    All rows are read before the first is written: pair by pair XLA copies both caches instead.
+    """
 
-    cache, aside = jax.lax.fori_loop(0, count, one, (cache, aside))
+    def read(cache, rows):
+        return jax.tree.map(lambda leaf: sharding.get_rows(leaf, rows, mesh), cache)
+
+    def write(i, cache, rows, new):
+        def put(leaf, new):
+            return sharding.put_row(leaf, jax.lax.dynamic_slice_in_dim(new, i, 1), rows[i], mesh)
+
+        return jax.tree.map(put, cache, new)
+
+    out, back = read(cache, pairs[:, 0]), read(aside, pairs[:, 1])
+    cache, aside = jax.lax.fori_loop(
+        0, count, lambda i, both: (write(i, both[0], pairs[:, 0], back), write(i, both[1], pairs[:, 1], out)),
+        (cache, aside),
+    )  # fmt: skip
     return sharding.kv_cache(cache, mesh), sharding.kv_cache(aside, mesh)
