@@ -40,8 +40,8 @@ def task(method: str, seed: int, steps: int):
     config.seed, config.steps = seed, steps
     config.env.update(num_slots=3, num_values=16, num_hidden=2, turn_limit=4, ask_fraction=0.2)
     config.batch.update(prompts=16, group_size=8)
-    config.model.rope_theta = 100.0
-    config.warmstart.update(steps=600, batch=128, lr=3e-3)
+    config.model.update(num_heads=8, num_kv_heads=8, qk_norm=True, rope_theta=100.0)
+    config.warmstart.update(steps=600, batch=128, lr=5e-3)
     config.optim.lr = 1e-3
     config.eval.episodes = 512
     config.advantage.estimator, config.info.baseline = METHODS[method]
