@@ -128,9 +128,8 @@ def main():
         lambda: None, chat, graphdef, LIMITS,
         num_slots=args.slots, num_aside=args.rollouts - args.slots, num_workers=args.workers,
     )  # fmt: skip
-    print(
-        f'{timing.machine()}\n{args.rollouts} rollouts of {TURNS} turns, {args.slots} slots, {args.layers} layers of {args.dim}\n'
-    )
+    print(timing.machine())
+    print(f'{args.rollouts} rollouts of {TURNS} turns, {args.slots} slots, {args.layers} layers of {args.dim}\n')
     key, rows, clocks = jax.random.key(0), [], {}
     said = {}
 

@@ -260,13 +260,18 @@ def make_state(loop: Any, model_config: LMConfig, key: jax.Array, *, base: Any =
 def load_base(config: Any, loop: Any) -> Any:
     """Returns nnx.State of the checkpoint that a config names, laid out on the run's mesh; None where it names none.
 
+    A base under adapters does not train, so it is kept in the dtype that it computes in.
+
     Raises:
         ValueError: there is no such checkpoint, or it is not one that can be loaded.
     """
     if config.model.path is None:
         return None
     place = None if loop.rule.mesh.size == 1 else sharding.sharding_of(loop.rule.mesh)
-    return nnx.split(hf.load(config.model.path, sharding_of=place, **_precision(config)))[1]
+    precision = _precision(config)
+    if config.lora.rank and not config.warmstart.pretrained:
+        precision['param_dtype'] = precision['dtype']
+    return nnx.split(hf.load(config.model.path, sharding_of=place, **precision))[1]
 
 
 def state_template(loop: Any, model_config: LMConfig, key: jax.Array) -> TrainState:

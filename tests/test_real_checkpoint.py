@@ -11,7 +11,7 @@ import pytest
 from chat_templates import CHATML, QWEN_WORDS
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from infopo_jax import config as config_lib, envs, export, train
+from infopo_jax import build, config as config_lib, envs, export, train
 from infopo_jax.lm import hf
 from infopo_jax.lm.template import as_function
 
@@ -163,6 +163,17 @@ def test_adapters_alone_train_and_alone_are_kept(adapted, checkpoint):
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     kl = [row['kl'] for row in rows if row['phase'] == 'train']
     assert kl[0] == pytest.approx(0, abs=1e-7) and kl[1] > 0  # against the base, at which adapters start
+
+
+def test_a_base_under_adapters_is_kept_in_the_dtype_it_computes_in(checkpoint):
+    """It does not train: float32 would be twice the memory for the same products."""
+    for rank, wanted in ((4, 'bfloat16'), (0, 'float32')):
+        config = config_of(checkpoint, **{'lora.rank': rank, 'model.dtype': 'bfloat16'})
+        loop, model_config = build.make_loop(config)
+        base = build.load_base(config, loop)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(base)} == {wanted}
+        state = build.make_state(loop, model_config, jax.random.key(0), base=base)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {'float32'}
 
 
 def test_adapters_export_merged_and_as_peft_reads_them(adapted, checkpoint, tmp_path):
