@@ -23,7 +23,7 @@ from infopo_jax.checkpoint import Checkpointer
 from infopo_jax.envs.array import Example
 from infopo_jax.lm import head
 from infopo_jax.lm.transformer import Transformer
-from infopo_jax.rollout import jitted, slots
+from infopo_jax.rollout import jitted, slot_programs
 from infopo_jax.rollout.batches import to_turns
 from infopo_jax.state import nnx_state, pure
 
@@ -261,9 +261,9 @@ def test_hosted_cache_stays_in_pieces():
         jax.tree.map(lambda a, sign=sign: sign * np.arange(a.size, dtype=a.dtype).reshape(a.shape), host(device._cache))
         for sign in (1, -1)
     ]
-    wanted = slots._swap(None, *caches, pairs, count)
+    wanted = slot_programs.swap(None, *caches, pairs, count)
     pieces = [sharding.kv_cache(cache, mesh) for cache in caches]
-    program = slots._swap.lower(mesh, *pieces, pairs, count).compile()
+    program = slot_programs.swap.lower(mesh, *pieces, pairs, count).compile()
     assert 'all-gather' not in program.as_text()
     jax.tree.map(np.testing.assert_array_equal, program(*pieces, pairs, count), wanted)
 

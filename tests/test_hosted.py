@@ -18,7 +18,7 @@ from talk import Colour, tiny_chat
 
 from infopo_jax import packing, score
 from infopo_jax.loops import HostedLoop, Sizes
-from infopo_jax.rollout import hosted, slots as slots_lib
+from infopo_jax.rollout import hosted, slot_programs, slots as slots_lib
 from infopo_jax.rollout.batches import Ladder, to_turns
 from infopo_jax.rollout.dialogue import Limits
 from infopo_jax.rollout.hosted import HostedRollout, RolloutsFailed
@@ -197,7 +197,8 @@ def test_loop_stops_where_too_many_rollouts_fail(engines, model):
 
 
 def test_batches_after_the_first_compile_nothing(engines, model, played):
-    programs = slots_lib._publish, slots_lib._empty, slots_lib._extend, slots_lib._decode, slots_lib._seat
+    names = 'publish', 'empty', 'extend', 'decode', 'seat'
+    programs = [getattr(slot_programs, name) for name in names]
     play(engines(), model)
     before = [program._cache_size() for program in programs]
     play(engines(), model, seed=3, tasks=TASKS * 2)
@@ -208,8 +209,8 @@ def test_reading_filled_columns_only_says_the_same(model, played, monkeypatch):
     """As on accelerators, where a program serves a power of two of columns."""
     monkeypatch.setattr(slots_lib, 'LEAST_COLUMNS', 16)
     engine = HostedRollout(Echo, CHAT, nnx.split(model)[0], LIMITS, num_slots=4, num_aside=2, chunk=2)
-    seen, decode = set(), slots_lib._decode
-    monkeypatch.setattr(slots_lib, '_decode', lambda setting, *rest: seen.add(setting[2]) or decode(setting, *rest))
+    seen, decode = set(), slot_programs.decode
+    monkeypatch.setattr(slot_programs, 'decode', lambda setting, *rest: seen.add(setting[2]) or decode(setting, *rest))
     engine.slots._fit = True
     other = play(engine, model, tasks=TASKS * 2)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, played[1])

@@ -3,26 +3,22 @@
 A token's column is its position, so what an earlier tenant of a row left behind stands at positions that the new one
 has not reached: it is invisible until it is overwritten, and nothing has to be emptied.
 
-A dispatch that samples reads the cache as a prefix and writes to a small one of its own, one column per step for all
-rows, which is merged when it ends: rows stand at different lengths, and writing where each ends is a scatter per token.
-
 On accelerators a dispatch reads as many columns as the longest row has filled, in powers of two. On CPU it reads all,
 and no size depends on who is there: there shapes decide how sums are rounded, and the same seed is to give the same
 rollouts to the bit whoever answers first.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from infopo_jax import sharding
-from infopo_jax.lm import cache as cache_lib, decoding, sampling
+from infopo_jax.lm import decoding
+from infopo_jax.rollout import slot_programs as programs
 
 FEED_SIZES = (16, 64, 256)  # tokens of answers per row and dispatch
 PROMPT_SIZES = (64, 512)  # tokens of one prompt per dispatch
@@ -87,8 +83,8 @@ class Slots:
                 4 * self.num_slots * config.num_heads * self._columns // (1 if self._mesh is None else self._mesh.size)
             )
             self._feed_sizes = tuple(n for n in self._feed_sizes if n == self._feed_sizes[0] or n * row <= SCORE_BYTES)
-        self._key, self._params = key, _publish(self._graphdef, self._mesh, params)
-        empty = functools.partial(_empty, self._model, self._mesh, self._cache_dtype, self._columns)
+        self._key, self._params = key, programs.publish(self._graphdef, self._mesh, params)
+        empty = functools.partial(programs.empty, self._model, self._mesh, self._cache_dtype, self._columns)
         self._cache, self._logits = empty(self.num_slots, self._params)
         self._aside = empty(self.num_aside, self._params)[0] if self.num_aside else None
         self._row, self._row_logits = empty(1, self._params)
@@ -115,7 +111,7 @@ class Slots:
         index[: len(slots)] = slots
         self._places[slots] = places
         row, count = (self._row, self._row_logits), np.int32(len(slots))
-        self._cache, self._logits = _seat(self._mesh, (self._cache, self._logits), row, index, count)
+        self._cache, self._logits = programs.seat(self._mesh, (self._cache, self._logits), row, index, count)
         return len(prompt) - shared
 
     def _feed_prompt(self, prompt, start):
@@ -139,7 +135,7 @@ class Slots:
         for start in range(0, len(pairs), SWAPS):
             part = pairs[start : start + SWAPS]
             index = np.resize(np.array(part, np.int32), (SWAPS, 2))
-            self._cache, self._aside = _swap(self._mesh, self._cache, self._aside, index, np.int32(len(part)))
+            self._cache, self._aside = programs.swap(self._mesh, self._cache, self._aside, index, np.int32(len(part)))
 
     def feed(self, answers: Mapping[int, list[int]], fed: np.ndarray) -> None:
         """Feeds tokens to some slots, in parts; a dispatch takes parts of one size.
@@ -174,8 +170,8 @@ class Slots:
             tokens[at, : len(ids)], count[at] = ids, len(ids)
         start = fed[rows].astype(np.int32)
         columns = self._filled(start + size)  # also of rows that are fed nothing: XLA would clamp where they start
-        index = rows if few else None
-        return _extend(self._model, self._mesh, columns, self._params, cache, logits, tokens, count, start, index)
+        setting = self._model, self._mesh, columns
+        return programs.extend(setting, self._params, cache, logits, tokens, count, start, rows if few else None)
 
     def decode(self, fed: np.ndarray, drawn: np.ndarray, budget: np.ndarray, **draw: float):
         """Samples up to ``chunk`` tokens in rows with a budget, at most that, until each stops.
@@ -190,7 +186,7 @@ class Slots:
             tokens [slots, chunk], log-probabilities [slots, chunk] and how many [slots], on the host.
         """
         setting = self._model, self._mesh, self._filled(fed[budget > 0]), *self._setting, decoding.Draw(**draw)
-        self._cache, self._logits, out = _decode(
+        self._cache, self._logits, out = programs.decode(
             setting, self._params, self._cache, self._logits, fed, drawn, budget, self._key, self._places
         )
         return jax.device_get(out)
@@ -216,130 +212,3 @@ def fitting(pending: int, sizes: tuple[int, ...]) -> int:
     above = next((size for size in sizes if size >= pending), sizes[-1])
     below = max((size for size in sizes if size <= pending), default=above)
     return above if 2 * pending > above else below
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _publish(graphdef, mesh, params):
-    """Returns the weights as decoding reads them, whole over fsdp: converted first, they are half as much to send."""
-    params = nnx.split(decoding.for_decoding(nnx.merge(graphdef, params)))[1]
-    return sharding.publish(params, mesh)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _empty(graphdef, mesh, cache_dtype, columns, num_rows, params):
-    """Returns a cache in which nothing stands and logits of no token, made where they stay."""
-    config = nnx.merge(graphdef, params).config
-    cache = cache_lib.empty(config, num_rows, columns, cache_dtype)
-    return sharding.kv_cache(cache, mesh), sharding.rows(jnp.zeros((num_rows, config.vocab_size), jnp.float32), mesh)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5))
-def _extend(graphdef, mesh, columns, params, cache, logits, tokens, count, fed, rows):
-    """Feeds tokens [R, C] to some rows [R] (None: to all), which reach, padding included, no further than ``columns``.
-
-    Where ``count`` is 0 there is no row, or nothing to feed.
-    """
-    if rows is None:
-        tokens, count, fed = sharding.rows((tokens, count, fed), mesh)
-    model = nnx.merge(graphdef, params)
-    offset = jnp.arange(tokens.shape[1])
-    position = jnp.where(offset < count[:, None], fed[:, None] + offset, -1)
-    some = cache_lib.view(cache, columns)
-    some = some if rows is None else jax.tree.map(lambda leaf: leaf[rows], some)
-    hidden, some = model.extend(tokens, position, some, fed)
-    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
-    new = model.logits(last)
-    if rows is None:
-        logits = jnp.where(count[:, None] > 0, new, logits)
-        cache = some if columns == cache.size else cache_lib.merge(cache, some, jnp.int32(0))
-        return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
-
-    def put(i, both):
-        cache, logits = both
-        cache = cache_lib.copy_columns(some, cache, row=i, to=rows[i], start=fed[i], size=tokens.shape[1])
-        return cache, logits.at[rows[i]].set(new[i])
-
-    return jax.lax.fori_loop(0, jnp.sum(count > 0), put, (cache, logits))
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _decode(setting, params, cache, logits, fed, drawn, budget, key, places):
-    """Every token is fed as it is sampled, except one that ends the action: that goes in front of the feedback."""
-    graphdef, mesh, columns, chunk, stop_ids, draw = setting
-    model = nnx.merge(graphdef, params)
-    fed, budget, keys = sharding.rows((fed, budget, _token_keys(key, places, drawn, chunk)), mesh)
-    uniform, n = sampling.uniforms(keys), len(fed)
-    ropes = model.rotary(fed[:, None] + jnp.arange(chunk))
-    prefix = cache_lib.view(cache, columns)
-
-    def body(s):
-        j, going, own, logits, tokens, logps, count = s
-        token, logp = draw(jax.lax.dynamic_index_in_dim(uniform, j, axis=1, keepdims=False), logits)
-        tokens = tokens.at[:, j].set(jnp.where(going, token, 0))
-        logps = logps.at[:, j].set(jnp.where(going, logp, 0.0))
-        count = count + going
-        stops = jnp.any(token[:, None] == jnp.array(stop_ids, jnp.int32), axis=1)
-        goes_on = going & ~stops & (count < budget)
-        position = jnp.where(goes_on, fed + j, -1)[:, None]
-        rope = jax.tree.map(lambda t: jax.lax.dynamic_slice_in_dim(t, j, 1, axis=1), ropes)
-
-        def feed(own):
-            hidden, own = model.extend(token[:, None], position, dataclasses.replace(own, prefix=prefix), j, rope)
-            return dataclasses.replace(own, prefix=None), model.logits(hidden[:, 0])
-
-        own, logits = jax.lax.cond(jnp.any(goes_on), feed, lambda own: (own, logits), own)
-        return j + 1, goes_on, own, logits, tokens, logps, count
-
-    own = dataclasses.replace(cache_lib.behind(prefix, model.config, n, chunk), prefix=None)
-    start = (
-        jnp.int32(0), budget > 0, sharding.kv_cache(own, mesh), logits,
-        jnp.zeros((n, chunk), jnp.int32), jnp.zeros((n, chunk), jnp.float32), jnp.zeros((n,), jnp.int32),
-    )  # fmt: skip
-    _, _, own, logits, *out = jax.lax.while_loop(lambda s: (s[0] < chunk) & jnp.any(s[1]), body, start)
-    return sharding.kv_cache(cache_lib.merge(cache, own, fed), mesh), sharding.rows(logits, mesh), tuple(out)
-
-
-def _token_keys(key, places, drawn, chunk):
-    """Returns a key for each of the next tokens, [slots, chunk], from its (group, member) and number."""
-    fold = jax.random.fold_in
-
-    def of_row(place, drawn):
-        row = fold(fold(key, place[0]), place[1])
-        return jax.vmap(lambda number: fold(row, number))(drawn + jnp.arange(chunk))
-
-    return jax.vmap(of_row)(places, drawn)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _seat(mesh, rows, row, slots, count):
-    """Copies the prompt's row into the first ``count`` of the slots."""
-
-    def put(i, rows):
-        return jax.tree.map(lambda leaf, new: sharding.put_row(leaf, new, slots[i], mesh), rows, row)
-
-    cache, logits = jax.lax.fori_loop(0, count, put, rows)
-    return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _swap(mesh, cache, aside, pairs, count):
-    """Exchanges the rows of the first ``count`` pairs, each of which names rows of its own.
-
-    All rows are read before the first is written: pair by pair XLA copies both caches instead.
-    """
-
-    def read(cache, rows):
-        return jax.tree.map(lambda leaf: sharding.get_rows(leaf, rows, mesh), cache)
-
-    def write(i, cache, rows, new):
-        def put(leaf, new):
-            return sharding.put_row(leaf, jax.lax.dynamic_slice_in_dim(new, i, 1), rows[i], mesh)
-
-        return jax.tree.map(put, cache, new)
-
-    out, back = read(cache, pairs[:, 0]), read(aside, pairs[:, 1])
-    cache, aside = jax.lax.fori_loop(
-        0, count, lambda i, both: (write(i, both[0], pairs[:, 0], back), write(i, both[1], pairs[:, 1], out)),
-        (cache, aside),
-    )  # fmt: skip
-    return sharding.kv_cache(cache, mesh), sharding.kv_cache(aside, mesh)
