@@ -1,4 +1,4 @@
-"""Sokoban: the rules against a reference, boards, and the game inside XLA and as text."""
+"""Sokoban inside XLA: turns against a reference, boards that are drawn, and what is taught."""
 
 import functools
 import random
@@ -8,103 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sokoban_play import COUNT, EASY, SHIFT, Reference, at, compiled, draws, game, places, random_boards, stack, unstack
 
 from infopo_jax.envs.sokoban import Sokoban, SokobanText, boards, rules
 from infopo_jax.envs.sokoban.env import MOVE, SQUARE
 from infopo_jax.envs.sokoban.rules import LEVELS, MOVES, Board
-from infopo_jax.envs.sokoban.text import MALFORMED, parse, render
-from infopo_jax.lm.tokenizer import train_tokenizer
-
-COUNT = 300  # boards a batch, so that each function compiles once
-EASY = '######/#P___#/#_X__#/#_O__#/#__#_#/######'  # Right, Down
-SHIFT = {'Up': (-1, 0), 'Down': (1, 0), 'Left': (0, -1), 'Right': (0, 1)}
-
-
-class Reference:
-    """gym-sokoban's rules and RAGEN's turns on two layers of characters, written apart from the package."""
-
-    def __init__(self, task):
-        rows = task.split('/')
-        self.fixed = [['#' if c == '#' else 'O' if c in 'OS√' else '_' for c in row] for row in rows]
-        self.things = {
-            c: [(i, j) for i, row in enumerate(rows) for j, x in enumerate(row) if x in c] for c in ('PS', 'X√')
-        }
-        self.left, self.over = 10, False
-
-    @property
-    def on(self):
-        """How many boxes are on targets."""
-        return sum(self.fixed[i][j] == 'O' for i, j in self.things['X√'])
-
-    def move(self, word):
-        """Makes a move; returns its reward."""
-        before, boxes = self.on, self.things['X√']
-        (i, j), (down, right) = self.things['PS'][0], SHIFT[word]
-        ahead, beyond = (i + down, j + right), (i + 2 * down, j + 2 * right)
-        if ahead in boxes and self.fixed[beyond[0]][beyond[1]] != '#' and beyond not in boxes:
-            boxes[boxes.index(ahead)] = beyond
-        if self.fixed[ahead[0]][ahead[1]] != '#' and ahead not in boxes:
-            self.things['PS'] = [ahead]
-        self.left -= 1
-        solved = self.on == len(boxes)
-        self.over = solved or self.left == 0
-        return -0.1 + (self.on - before) + 10 * solved
-
-    def turn(self, words):
-        """Plays a turn of words, of which some may be no moves; returns its reward."""
-        moves = [word for word in words[:5] if word in SHIFT]
-        reward = -0.1 if len(moves) < len(words[:5]) or not moves else 0.0
-        for word in moves:
-            if not self.over:
-                reward += self.move(word)
-        return reward
-
-    def text(self):
-        """Draws the board."""
-        rows = [list(row) for row in self.fixed]
-        for (i, j), (free, target) in [(self.things['X√'][0], 'X√'), (self.things['PS'][0], 'PS')]:
-            rows[i][j] = target if rows[i][j] == 'O' else free
-        return '/'.join(''.join(row) for row in rows)
-
-
-def random_boards(seed, count=COUNT):
-    """Returns boards with things anywhere, the box also on the target."""
-    rng, made = random.Random(seed), []
-    for _ in range(count):
-        player, box, target, *walls = rng.sample(range(16), 3 + rng.randint(0, 7))
-        made.append(Board(frozenset(walls), box if rng.random() < 0.1 else target, player, box))
-    return made
-
-
-def stack(made):
-    """Returns boards as one batch of positions."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *[boards.of_board(board) for board in made])
-
-
-def at(tree, i):
-    return jax.tree.map(lambda x: x[i], tree)
-
-
-def unstack(positions):
-    """Returns a batch of positions, or of states, as boards."""
-    positions = jax.device_get(positions)
-    return [boards.to_board(at(positions, i)) for i in range(len(positions.box))]
-
-
-@functools.cache
-def compiled(env, name):
-    return jax.jit(jax.vmap(getattr(env, name)))
-
-
-@functools.cache
-def game(level=3, reward='ragen'):
-    return Sokoban(level=level, reward=reward)
-
-
-@functools.cache
-def draws(split, level):
-    keys = jax.random.split(jax.random.key(1), COUNT)
-    return jax.jit(jax.vmap(functools.partial(boards.draw, split=split, level=level)))(keys)
+from infopo_jax.envs.sokoban.text import render
 
 
 def words_of(rng):
@@ -113,21 +22,6 @@ def words_of(rng):
 
 
 # Rules
-
-
-def test_move_agrees_with_the_reference_on_random_play():
-    rng, made = random.Random(0), random_boards(0)
-    references, positions = [Reference(board.task()) for board in made], stack(made)
-    for _ in range(12):
-        directions = [rng.randrange(4) for _ in made]
-        player, box = jax.vmap(boards.move)(positions.walls, positions.player, positions.box, jnp.array(directions))
-        positions = boards.Position(positions.walls, positions.target, player, box)
-        made = [board.move(direction) for board, direction in zip(made, directions, strict=True)]
-        for reference, direction in zip(references, directions, strict=True):
-            reference.move(MOVES[direction])
-        texts = [reference.text() for reference in references]
-        assert [board.task() for board in made] == texts
-        assert [board.task() for board in unstack(positions)] == texts
 
 
 def test_step_agrees_with_the_reference_turn_by_turn():
@@ -165,17 +59,6 @@ def test_step_agrees_with_the_reference_turn_by_turn():
                 assert abs(info['outcome'] - float(outcome[i])) < 1e-5 and info['success'] == bool(success[i])
         running &= ~done
     assert 10 < sum(reference.over and reference.on > 0 for reference in references) < len(made)
-
-
-def places(task):
-    """Returns the words that say where things are, read off a drawn board."""
-    rows = task.split('/')
-    where = {
-        c: next((i, j) for i, row in enumerate(rows) for j, x in enumerate(row) if x in c) for c in ('PS', 'X√', 'OS√')
-    }
-    return ' '.join(
-        f'{name} r{i}c{j}' for name, (i, j) in zip(('player', 'box', 'target'), where.values(), strict=True)
-    )
 
 
 def test_step_plays_a_board_by_hand():
@@ -220,33 +103,7 @@ def test_score_pays_a_box_that_leaves_its_target():
     assert rules.outcome_range('ragen', 5) == pytest.approx(10.9 + 1.5)
 
 
-def test_board_reads_what_it_writes():
-    for board in random_boards(2):
-        assert Board.of(board.task()) == board
-    assert Board.of(EASY).text().split('\n')[1] == ' #  P  _  _  _  # '
-
-
-@pytest.mark.parametrize(
-    'task', ['', EASY[:-1], EASY.replace('X', '_'), EASY.replace('_', 'P', 1), EASY.lower(), 7, None]
-)
-def test_board_refuses_what_is_none(task):
-    with pytest.raises(ValueError, match='unknown task'):
-        Board.of(task)
-
-
 # Boards
-
-
-def test_distances_equal_breadth_first_search():
-    made = random_boards(3, 150)
-    tables = jax.jit(jax.vmap(boards.distances))(stack(made).walls)
-    for board, table in zip(made, np.asarray(tables), strict=True):
-        solution = rules.solve(board)
-        length = boards.FAR if solution is None else min(len(solution), boards.FAR)
-        assert table[board.player * 16 + board.box, board.target] == length
-        for direction in solution or ():
-            board = board.move(direction)
-        assert board.solved or solution is None
 
 
 @pytest.mark.parametrize('level', LEVELS)
@@ -380,105 +237,3 @@ def test_example_replays_as_a_rollout_and_solves_nothing():
 def test_sokoban_refuses_knobs_out_of_range(make, knobs, message):
     with pytest.raises(ValueError, match=message):
         make(**knobs)
-
-
-# The game as text
-
-
-@pytest.mark.parametrize(
-    ('text', 'entries'),
-    [
-        ('<answer>Right || Up</answer>', [3, 0]),
-        ('<answer> DOWN||left ||  || Up </answer> and so on', [1, 2, 0]),
-        ('<think><answer>Up</answer></think><answer>Down</answer>', [1]),
-        ('<answer>Up || Jump</answer>', [0, None]),
-        ('<answer>Up Up</answer>', [None]),
-        ('<answer>' + ' || '.join(['Jump', *MOVES, *MOVES]) + '</answer>', [None, 0, 1, 2, 3]),
-        ('<answer></answer>', []),
-        ('<answer>Up', []),
-        ('Up || Down', []),
-        ('', []),
-    ],
-)
-def test_parse_reads_answers(text, entries):
-    assert parse(text) == entries
-
-
-def play(env, task, policy):
-    """Plays to the end; returns the last step's info."""
-    env.reset(options={'task': task})
-    while True:
-        *_, terminated, truncated, info = env.step(policy())
-        if terminated or truncated:
-            return info
-
-
-def test_text_tasks_are_solved_by_the_expert():
-    env = SokobanText(level=2)
-    train, test = env.tasks('train'), env.tasks('test')
-    assert len(train) > 800 and len(test) > 200
-    parts = [{re.sub('[PX]', '_', task).replace('S', 'O') for task in split} for split in (train, test)]
-    assert not parts[0] & parts[1]
-    assert all(play(env, task, env.expert)['success'] for task in test)
-    assert SokobanText(level=2).tasks('train') == train
-    with pytest.raises(ValueError, match="'train' or 'test'"):
-        env.tasks('valid')
-
-
-def test_text_floors():
-    env, rng = SokobanText(level=2), random.Random(0)
-    random_play = [play(env, task, lambda: env.random_action(rng))['success'] for task in env.tasks('test')]
-    assert 0.15 < np.mean(random_play) < 0.35
-    assert {play(env, task, lambda: 'hello')['outcome'] for task in env.tasks('test')[:5]} == {-0.5}
-
-
-def test_text_answers_malformed_with_an_error():
-    env = SokobanText()
-    messages, info = env.reset(options={'task': EASY})
-    assert [m['role'] for m in messages] == ['system', 'user'] and info['task'] == EASY
-    assert messages[1]['content'].endswith('\nMoves left: 10.')
-    [message], reward, *_, info = env.step('hello')
-    assert message['content'] == MALFORMED and reward == -0.1 and info == {'is_error': True}
-    [message], reward, terminated, *_, info = env.step('<answer>Right || Down</answer>')
-    assert terminated and reward == pytest.approx(10.8) and info['success'] and '√' in message['content']
-    with pytest.raises(ValueError, match='call reset'):
-        env.step('hello')
-
-
-def test_text_reset_refuses_a_solved_board():
-    with pytest.raises(ValueError, match='solved already'):
-        SokobanText().reset(options={'task': '######/#____#/#P√__#/#____#/#____#/######'})
-    assert SokobanText(level=2).reset(seed=3)[1]['task'] in SokobanText(level=2).tasks('train')
-
-
-def test_text_truncates_at_the_turn_limit():
-    info = play(SokobanText(turn_limit=2, reward='sparse'), EASY, lambda: '<answer>Up</answer>')
-    assert info == {'is_error': False, 'success': False, 'outcome': 0.0}
-    assert SokobanText(reward='sparse').outcome_range == 1.0
-
-
-def test_text_example_replays_and_solves_nothing():
-    env, rng, hidden = SokobanText(level=2), random.Random(0), 0
-    train = set(env.tasks('train'))
-    for _ in range(200):
-        history, target = env.example(rng)
-        task = '/'.join(line.replace(' ', '') for line in history[1]['content'].split('\n')[:6])
-        assert task in train
-        replay = SokobanText(level=2)
-        replay.reset(options={'task': task})
-        for action, reply in zip(history[2::2], history[3::2], strict=True):
-            [message], *_, info = replay.step(action['content'])
-            assert 'success' not in info and reply['content'] in (message['content'], env.placeholder)
-            hidden += reply['content'] == env.placeholder
-        *_, info = replay.step(target)
-        assert not info['is_error'] and not info.get('success') and None not in parse(target)
-    assert 20 < hidden < 150
-
-
-def test_text_tokenizer_keeps_cells_and_moves_whole():
-    env = SokobanText(level=2)
-    tokenizer = train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=512)
-    action = '<answer>Right || Up</answer>'
-    assert len(tokenizer.encode(action)) == 5 and tokenizer.decode(tokenizer.encode(action)) == action
-    board = Board.of(EASY).text()
-    assert len(tokenizer.encode(board)) <= 36 + 5 and tokenizer.decode(tokenizer.encode(board)) == board
