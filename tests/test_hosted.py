@@ -1,73 +1,31 @@
 """Hosted rollouts: the row holds what was fed and sampled, and who sits in which slot changes nothing."""
 
-import dataclasses
 import random
-import threading
 import time
-from typing import ClassVar
 
-import builders
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hosted_play import CHAT, LIMITS, TASKS, Echo, engine_maker, make_model, play
 from invariants import check_turns
-from models import often_stopping, tiny_model
-from talk import Colour, tiny_chat
 
-from infopo_jax import packing, score
-from infopo_jax.loops import HostedLoop, Sizes
+from infopo_jax import score
 from infopo_jax.rollout import hosted, slot_programs, slots as slots_lib
-from infopo_jax.rollout.batches import Ladder, to_turns
-from infopo_jax.rollout.dialogue import Limits
-from infopo_jax.rollout.hosted import HostedRollout, RolloutsFailed
+from infopo_jax.rollout.batches import to_turns
+from infopo_jax.rollout.hosted import HostedRollout
 from infopo_jax.types import EndReason, Role
-from infopo_jax.users import UserFailed
-
-LIMITS = Limits(
-    max_turns=4, max_tokens=80, max_prompt_tokens=20, max_action_tokens=7, max_feedback_tokens=20, max_bad_actions=2
-)
-TASKS = ['red', 'blue', 'red']
-CHAT = tiny_chat()
-
-
-class Echo(Colour):
-    """Answers whatever is said, at a length that depends on it, so that slots fall out of step."""
-
-    def step(self, text):
-        info = {'is_error': len(text) % 2 == 1, 'success': True}
-        return f'it is {self.goal} ' * (len(text) % 4), float(len(text)), len(text) % 5 == 2, False, info
 
 
 @pytest.fixture(scope='module')
 def model():
-    model = tiny_model(CHAT.vocab_size, num_layers=2, num_heads=2, num_kv_heads=1, tie_embeddings=False, head=2.0)
-    return often_stopping(model, CHAT.stop_id, 4.0)
+    return make_model()
 
 
 @pytest.fixture(scope='module')
 def engines(model):
-    """Returns a function that builds an engine, once per setting."""
-    made, graphdef = {}, nnx.split(model)[0]
-
-    def engine(num_slots=6, chunk=2, feed_sizes=(5,), num_aside=0):
-        setting = num_slots, chunk, feed_sizes, num_aside
-        if setting not in made:
-            made[setting] = HostedRollout(
-                Echo, CHAT, graphdef, LIMITS,
-                num_slots=num_slots, chunk=chunk, feed_sizes=feed_sizes, num_aside=num_aside,
-            )  # fmt: skip
-        return made[setting]
-
-    return engine
-
-
-def play(engine, model, *, tasks=TASKS, group_size=2, seed=8, temperature=1.0):
-    params = nnx.split(model)[1]
-    key = jax.random.key(seed)
-    dialogues, clock = engine.rollout(params, key, tasks, group_size=group_size, seed=1, temperature=temperature)
-    return dialogues, to_turns(dialogues, LIMITS.max_tokens, LIMITS.max_turns), clock
+    return engine_maker(model)
 
 
 @pytest.fixture(scope='module')
@@ -148,54 +106,6 @@ def _lengths(d):
     return np.bincount(turn)
 
 
-class Failing(Echo):
-    """Fails in ways that depend on the task."""
-
-    def reset(self, *, seed=0, options=None):
-        if options['task'] == 'no start':
-            raise OSError('no database')
-        return super().reset(seed=seed, options=options)
-
-    def step(self, text):
-        if self.goal == 'no user':
-            raise UserFailed('endpoint is down')
-        return super().step(text)
-
-
-def test_rollout_goes_on_around_failures_and_keeps_them_out(engines, model):
-    engine = engines()
-    engine.make_env = Failing
-    try:
-        dialogues, turns, _ = play(engine, model, tasks=['red', 'no start', 'no user', 'blue', 'red', 'red'])
-    finally:
-        engine.make_env = Echo
-    np.testing.assert_array_equal(turns.valid.reshape(-1, 2).all(1), [True, False, False, True, True, True])
-    assert set(turns.end_reason[2:4]) == {EndReason.ENV_ERROR} and set(turns.end_reason[4:6]) == {EndReason.USER_ERROR}
-    assert dialogues[2].error_text == 'OSError: no database'
-    whole = play(engine, model, tasks=['red', 'blue', 'red', 'blue', 'red', 'red'])[1]
-    for row in (0, 6, 10):  # the others are what they would have been
-        np.testing.assert_array_equal(turns.tokens[row], whole.tokens[row])
-
-
-def test_loop_stops_where_too_many_rollouts_fail(engines, model):
-    engine = engines()
-    rule = dataclasses.make_dataclass('Rule', ['placeholder', 'horizon'])((), 1)
-    sizes = Sizes(2, 2, 1, 1, temperature=1.0, eval_temperature=1.0, max_bad_actions=3)
-
-    def loop(most):
-        return HostedLoop(Echo, CHAT, rule, sizes, engine, seed=0, max_failed_fraction=most)
-
-    params, tasks = nnx.split(model)[1], ['red', 'no start', 'no user', 'blue']
-    engine.make_env = Failing
-    try:
-        turns, _ = loop(0.5)._rollout(params, jax.random.key(0), tasks, 1, temperature=1.0)
-        assert turns.valid.sum() == 4
-        with pytest.raises(RolloutsFailed, match=r"4 of 8 rollouts failed.*'no start'.*OSError: no database"):
-            loop(0.49)._rollout(params, jax.random.key(0), tasks, 1, temperature=1.0)
-    finally:
-        engine.make_env = Echo
-
-
 def test_batches_after_the_first_compile_nothing(engines, model, played):
     names = 'publish', 'empty', 'extend', 'decode', 'seat'
     programs = [getattr(slot_programs, name) for name in names]
@@ -232,37 +142,6 @@ def _on_device(leaf):
 )
 def test_a_part_is_not_mostly_padding(pending, size):
     assert slots_lib.fitting(pending, (16, 64, 256)) == size
-
-
-# --- The ladder of shapes.
-
-
-@pytest.mark.parametrize('horizon', [1, 2, 'all'])
-def test_ladder_has_at_most_four_rungs_and_the_last_holds_anything(horizon):
-    ladder = Ladder.of(LIMITS, num_placeholder=3, horizon=horizon)
-    assert 1 <= len(ladder.rungs) <= 4 and ladder.rungs == tuple(sorted(ladder.rungs))
-    assert ladder.rungs[-1][0] == LIMITS.max_tokens
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        rows = [builders.random_row(rng, num_turns=t, action=(1, 8), feedback=(1, 8)) for t in (4, 4, 3, 1)]
-        rows = [row for row in rows if len(row) <= LIMITS.max_tokens]
-        ladder.fit(builders.turns_of(rows, max_turns=4, length=LIMITS.max_tokens), [1, 2, 3], horizon)
-
-
-def test_ladder_fits_the_lowest_rung_that_holds_the_batch():
-    ladder = Ladder(((32, 16, 8), (64, 32, 16), (96, 64, 64)))
-    row = [(5, Role.PROMPT, -1), (6, Role.ACTION, 0), (7, Role.FEEDBACK, 0), (8, Role.ACTION, 1)]
-    small = builders.turns_of([row], length=96)
-    bounds, cut = ladder.fit(small, [1], 1)
-    assert bounds == (16, 8) and cut.tokens.shape == (1, 32) and cut.turn_reward.shape == (1, 2)
-    long_row = row[:1] * 40 + row[1:]
-    assert ladder.fit(builders.turns_of([long_row], length=96), [1], 1)[1].tokens.shape == (1, 64)
-    many = row[:1] + row[1:2] * 17 + row[2:]  # few tokens, but more targets than the second rung has
-    assert ladder.fit(builders.turns_of([many], length=96), [1], 1)[0] == (64, 64)
-    wide = ladder.fit(small, list(range(20)), 1)  # a longer placeholder needs more branch tokens
-    assert wide[0] == (32, 16) and packing.bounds(small, range(20), multiple=1)[0] > 16
-    with pytest.raises(ValueError, match='fits no rung'):
-        ladder.fit(builders.turns_of([row[:1] * 97 + row[1:]], length=120), [1], 1)
 
 
 class Slow(Echo):
@@ -338,85 +217,6 @@ def test_waiting_for_environments_does_not_spin(engines, model, monkeypatch):
     monkeypatch.setattr(engine, 'make_env', LateRed)
     dialogues, _, clock = play(engine, model, tasks=['blue'], group_size=3)
     assert clock.wait > 0.9 * clock.env > 0.1 and len(rounds) < 10 * sum(d.num_turns for d in dialogues)
-
-
-class Flaky(Echo):
-    """Fails the first time that a task is asked anything."""
-
-    seen: ClassVar[set] = set()
-
-    def step(self, text):
-        if (self.goal, self.member) not in self.seen:
-            self.seen.add((self.goal, self.member))
-            raise OSError('connection reset')
-        return super().step(text)
-
-    def reset(self, *, seed=0, options=None):
-        self.member = options['member']
-        return super().reset(seed=seed, options=options)
-
-
-def test_a_failed_rollout_is_begun_again_and_is_what_it_would_have_been(engines, model, monkeypatch):
-    engine = engines(3, 2, (5,), 3)
-    whole = play(engine, model, tasks=['red', 'blue'])[1]
-    monkeypatch.setattr(engine, 'make_env', Flaky)
-    monkeypatch.setattr(Flaky, 'seen', set())
-    _, turns, clock = play(engine, model, tasks=['red', 'blue'])
-    assert clock.retried == len(Flaky.seen) > 1 and clock.masked == 0 and turns.valid.all()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), turns, whole)
-    monkeypatch.setattr(engine, 'retries', 0)
-    monkeypatch.setattr(Flaky, 'seen', set())
-    _, turns, clock = play(engine, model, tasks=['red', 'blue'])
-    assert clock.retried == 0 and clock.masked == len(Flaky.seen) == (~turns.valid).sum() > 1
-    assert set(turns.end_reason[~turns.valid]) == {EndReason.ENV_ERROR}
-
-
-def test_an_environment_that_hangs_is_given_up(engines, model, monkeypatch):
-    release = threading.Event()
-
-    class Hangs(Echo):
-        def reset(self, *, seed=0, options=None):
-            if options['task'] == 'blue':
-                release.wait(60)
-            return super().reset(seed=seed, options=options)
-
-    engine = engines()
-    monkeypatch.setattr(engine, 'make_env', Hangs)
-    monkeypatch.setattr(engine, 'call_seconds', 0.3)
-    monkeypatch.setattr(engine, 'retries', 0)
-    dialogues, turns, clock = play(engine, model, tasks=['red', 'blue', 'red'], group_size=1)
-    release.set()
-    np.testing.assert_array_equal(turns.valid, [True, False, True])
-    assert clock.masked == 1 and 'no answer within 0.3 s' in dialogues[1].error_text
-
-
-def test_environments_are_closed(engines, model, monkeypatch):
-    opened, closed = [], []
-
-    class Closing(Failing):
-        def __init__(self):
-            super().__init__()
-            opened.append(self)
-
-        def close(self):
-            closed.append(self)
-
-    engine = engines()
-    monkeypatch.setattr(engine, 'make_env', Closing)
-    play(engine, model, tasks=['red', 'no start', 'no user', 'blue'])
-    assert len(opened) >= 10 and sorted(map(id, closed)) == sorted(map(id, opened))  # those that were tried again, too
-
-
-@pytest.mark.parametrize('answer', [None, 'just text', ('a', 1.0), (5, 1.0, False, False, {})])
-def test_an_environment_that_breaks_the_contract_is_an_error_of_its_own(engines, model, monkeypatch, answer):
-    class Broken(Echo):
-        def step(self, text):
-            return answer
-
-    engine = engines()
-    monkeypatch.setattr(engine, 'make_env', Broken)
-    dialogues, turns, _ = play(engine, model, tasks=['red'])
-    assert not turns.valid.any() and 'contract of envs/text.py' in dialogues[0].error_text
 
 
 def test_rollout_for_evaluation_draws_from_what_truncation_leaves(engines, model):
