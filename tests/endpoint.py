@@ -36,6 +36,13 @@ class Endpoint:
         self._server.server_close()
 
 
+class EndpointUser:
+    """Stands for an OpenAIUser where only his endpoint is asked for; nobody listens there."""
+
+    def endpoint(self):
+        return {'model': 'tiny', 'base_url': 'http://127.0.0.1:9/v1', 'api_key_env': ''}
+
+
 def completion(text, **message):
     """Returns the body of a good answer."""
     return json.dumps(
