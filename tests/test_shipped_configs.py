@@ -1,4 +1,4 @@
-"""The configs that ship train: three updates of each with a tiny model (test_usergym.py has those of the gyms)."""
+"""The configs that ship train: three updates of each with a tiny model (test_usergym_runs.py has those of the gyms)."""
 
 import sys
 

@@ -1,24 +1,15 @@
-"""Tests of our own gyms: puzzles, replies, scores, reference players, and what is taught."""
+"""What holds of every gym of our own: puzzles, replies, scores, reference players, and what is taught."""
 
-import pathlib
 import random
-import runpy
 
 import pytest
-from three_updates import three_updates
+from usergym_play import GYMS, LEVELS, deal, play, say, start
 
-from infopo_jax import config as config_lib
 from infopo_jax.envs.tools import parse
 from infopo_jax.envs.usergym import UserGym, teach
 from infopo_jax.envs.usergym.base import puzzles
-from infopo_jax.envs.usergym.env import OWN
-from infopo_jax.envs.usergym.function import rules, value
-from infopo_jax.envs.usergym.moves import found, written
-from infopo_jax.envs.usergym.search import NAMES, facts, search
+from infopo_jax.envs.usergym.moves import written
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-GYMS = list(OWN)
-LEVELS = (1, 2, 3)
 RANDOM = {  # mean outcome of random legal play at levels 1, 2, 3 over 500 episodes, as docs/environments.md states it
     'intention': (0.20, 0.26, 0.26),
     'travel': (0.24, 0.14, 0.11),
@@ -28,36 +19,6 @@ RANDOM = {  # mean outcome of random legal play at levels 1, 2, 3 over 500 episo
     'persuade': (0.47, 0.36, 0.28),
     'search': (0.20, 0.01, 0.02),
 }
-
-
-def start(gym, puzzle=None, *, seed=0, **knobs):
-    """Returns an environment in the first turn; a puzzle that is given takes the place of the task's own."""
-    env = UserGym(gym, **knobs)
-    messages, _ = env.reset(seed=seed, options={'task': env.tasks('test')[0]})
-    if puzzle:
-        env.gym.puzzle = puzzle
-        messages = [messages[0], {'role': 'user', 'content': env.gym.open()}]
-    return env, messages
-
-
-def deal(gym, **fields):
-    """Returns a puzzle of a gym with these fields."""
-    return type(next(iter(puzzles(type(UserGym(gym).gym), 1).values())))(**fields)
-
-
-def play(env, policy):
-    """Plays to the end; returns the last step's info with the number of turns."""
-    for turn in range(1, env.max_turns + 1):
-        *_, terminated, truncated, info = env.step(policy())
-        if terminated or truncated:
-            return info | {'turns': turn, 'terminated': terminated}
-    raise AssertionError('no end at the turn limit')
-
-
-def say(env, choice, content=''):
-    """Makes a move; returns the text of the reply, and the info."""
-    messages, _, _, _, info = env.step(written((choice, content)))
-    return messages[0]['content'], info
 
 
 @pytest.mark.parametrize('gym', GYMS)
@@ -134,118 +95,6 @@ class TestEveryGym:
         assert {head, tail} <= set(tokens)
 
 
-# One literal episode each
-
-
-def test_intention_pays_by_importance():
-    values = ('monday', '$200', 'garden', 'pasta', 'jazz', 'ten')
-    puzzle = deal('intention', occasion='wedding', values=values)  # place, guests, music, date
-    env, messages = start('intention', puzzle, level=2)
-    assert messages[1]['content'] == 'Please plan a wedding.'
-    text, info = say(env, 'action', 'Which GUESTS, and which date?')
-    assert 'ten' in text and 'monday' not in text and not info['is_error']
-    assert say(env, 'action', 'What else?')[1]['is_error']
-    for answer, outcome in (('garden', 1.0), ('ten jazz', 1.1), ('garden ten jazz', 2.1), ('garden castle ten', 0.7)):
-        env, _ = start('intention', puzzle, level=2)
-        info = say(env, 'answer', answer)[1]
-        assert info['outcome'] == pytest.approx(outcome / 2.1) and info['success'] == (outcome == 2.1)
-
-
-def test_travel_pays_the_cheapest_that_matches():
-    rows = (('inn_1', '$55', ('lake', 'loft', 'vegan')), ('inn_2', '$60', ('beach', 'loft', 'vegan')),
-            ('inn_3', '$65', ('beach', 'loft', 'grill')), ('inn_4', '$70', ('beach', 'suite', 'grill')))  # fmt: skip
-    puzzle = deal('travel', preferences=(('area', 'beach'), ('room', 'loft')), inns=rows)
-    env, _ = start('travel', puzzle, level=2)
-    assert say(env, 'action', 'Which meal?')[0] == 'Any will do.'
-    assert 'beach' in say(env, 'action', 'area?')[0]
-    assert say(env, 'search', 'loft')[0] == 'inn_1 $55, inn_2 $60.'
-    assert say(env, 'search', 'a loft at the beach')[0] == 'inn_2 $60, inn_3 $65.'
-    assert say(env, 'search', 'lake grill')[0] == 'No inn has all of that.'
-    for answer, outcome in (('inn_2', 1.0), ('inn_3', 0.8), ('inn_1', 0.0), ('inn_2 inn_3', 0.0), ('', 0.0)):
-        env, _ = start('travel', puzzle, level=2)
-        info = say(env, 'answer', answer)[1]
-        assert info['outcome'] == outcome and info['success'] == (outcome == 1.0)
-
-
-def test_turtle_answers_yes_and_no_and_pays_by_facts():
-    puzzle = deal(
-        'turtle', scene='A scene.', candidates=(('widow', 'thief'), ('debt', 'fear')), story=('thief', 'debt')
-    )
-    env, messages = start('turtle', puzzle)
-    assert messages[1]['content'] == 'A scene. who: widow thief. why: debt fear.'
-    assert say(env, 'action', 'Was it the widow?')[0] == 'no.'
-    assert say(env, 'action', 'A thief?')[0] == 'yes.'
-    assert say(env, 'action', 'A sailor?')[1]['is_error']
-    for answer, outcome in (('thief debt', 1.0), ('thief fear', 0.5), ('widow thief debt', 0.5), ('widow', 0.0)):
-        env, _ = start('turtle', puzzle)
-        assert say(env, 'answer', answer)[1]['outcome'] == outcome
-
-
-def test_telepathy_answers_about_the_table():
-    puzzle = deal('telepathy', table=(('ibex', 'small', 'red'), ('wren', 'large', 'red')), target='wren')
-    env, messages = start('telepathy', puzzle)
-    assert messages[1]['content'] == 'ibex small red. wren large red.'
-    assert [say(env, 'action', text)[0] for text in ('Is it large?', 'red?', 'the ibex?')] == ['yes.', 'yes.', 'no.']
-    for answer, outcome in (('wren', 1.0), ('ibex', 0.0), ('ibex wren', 0.0)):
-        env, _ = start('telepathy', puzzle)
-        assert say(env, 'answer', answer)[1]['outcome'] == outcome
-
-
-def test_function_applies_rules_from_left_to_right():
-    assert [len(rules(level)) for level in LEVELS] == [4, 4 * 3 * 3, 24 * 27]
-    assert value(('b', '-', 'a', '*', 'c', '+', 'd'), (2, 7, 3, 1)) == 16
-    env, _ = start('function', deal('function', rule=('b', '*', 'd'), test=(2, 7, 3, 9)), level=2)
-    assert say(env, 'search', 'Test')[0] == '2 7 3 9.'
-    assert say(env, 'action', 'f(1, 2, 3, 4)')[0] == '8.'
-    for choice, content in (('action', '2 7 3 9'), ('action', '1 2 3'), ('search', 'me')):
-        assert say(env, choice, content)[1]['is_error']
-    assert say(env, 'answer', 'It is 63.')[1]['success']
-
-
-def test_persuade_moves_on_only_for_the_right_argument_and_leaves_after_two_misses():
-    puzzle = deal('persuade', claim='No.', concerns=(('cost', 'figures'), ('time', 'studies')))
-    env, _ = start('persuade', puzzle)
-    text = say(env, 'action', 'Why?')[0]
-    assert 'cost' in text and 'figures' in text
-    assert say(env, 'action', 'On cost: here are figures')[0] == 'Fair enough, but still.'
-    assert say(env, 'action', 'cost time studies')[1]['is_error']
-    assert say(env, 'action', 'time figures')[0] == 'That misses my point.'
-    assert say(env, 'action', 'cost figures')[1]['outcome'] == 0.5  # the second miss
-    env, _ = start('persuade', puzzle)
-    say(env, 'action', 'cost figures')
-    assert say(env, 'action', 'time studies')[1] == {'is_error': False, 'success': True, 'outcome': 1.0}
-
-
-def test_search_follows_texts():
-    known = facts(3)
-    person = known['founder', 'Orix']
-    env, messages = start('search', deal('search', world=3, start='Orix', path=('founder', 'home')), level=2)
-    assert messages[1]['content'] == 'What is the home of the founder of Orix?'
-    assert f'The founder of Orix is {person}.' in say(env, 'search', 'Who is the founder of Orix?')[0]
-    assert say(env, 'search', 'xyzzy')[1]['is_error']
-    assert say(env, 'answer', f'In {known["home", person]}.')[1]['success']
-
-
-def test_search_finds_every_fact_of_a_library():
-    for (relation, name), target in facts(0).items():
-        assert f'The {relation} of {name} is {target}.' in search(0, f'{relation} {name}')
-    assert not any(name == target for (_, name), target in facts(0).items())
-    assert len(set(NAMES)) == len(NAMES)
-
-
-def test_found_reads_whole_words_in_order():
-    assert found('The Debt? No, $20 or fear-less.', ['fear', 'no', 'debt', '$20', 'deb', 'ebt']) == [
-        'debt',
-        'no',
-        '$20',
-        'fear',
-    ]
-    assert found('', ['a']) == []
-
-
-# The shared contract
-
-
 def test_reward_sparse_pays_only_for_everything():
     puzzle = deal('turtle', scene='A.', candidates=(('widow', 'thief'), ('debt', 'fear')), story=('thief', 'debt'))
     for answer, outcome in (('thief fear', 0.0), ('thief debt', 1.0)):
@@ -316,33 +165,3 @@ def test_usergym_refuses_misuse():
         env.tasks('valid')
     with pytest.raises(ValueError, match="unknown task 'turtle-x'"):
         env.reset(options={'task': 'turtle-x'})
-
-
-# Training
-
-
-def test_default_config_trains(tmp_path):
-    three_updates('usergym', tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('level', LEVELS)
-@pytest.mark.parametrize('gym', GYMS)
-def test_every_gym_trains(tmp_path, gym, level):
-    three_updates('usergym', tmp_path, env__gym=gym, env__level=level)
-
-
-def test_functiongym_itself_trains(tmp_path):
-    pytest.importorskip('functiongym', reason='pip install -e UserRL/gyms/FunctionGym')
-    sizes = {'max_prompt_tokens': 320, 'max_action_tokens': 16, 'max_feedback_tokens': 48, 'max_tokens': 640}
-    sizes = {f'rollout__{name}': size for name, size in sizes.items()}
-    three_updates('usergym', tmp_path, env__gym='FunctionGym', env__level=None, env__turn_limit=4, **sizes)
-
-
-def test_paper_setting_is_the_papers():
-    config = runpy.run_path(str(ROOT / 'configs' / 'usergym.py'))['get_config']('paper')
-    config_lib.validate(config)
-    assert (config.batch.prompts, config.batch.group_size, config.optim.lr) == (64, 5, 3e-7)
-    assert (config.env.turn_limit, config.info.weight, config.info.gate_temperature) == (16, 0.5, 0.5)
-    with pytest.raises(ValueError, match="'small' or 'paper'"):
-        runpy.run_path(str(ROOT / 'configs' / 'usergym.py'))['get_config']('large')
