@@ -75,7 +75,7 @@ def base_config() -> config_dict.ConfigDict:
     c.user.timeout = config_dict.placeholder(float)  # openai: seconds that a request may take
     c.user.retries = config_dict.placeholder(int)  # openai: requests after a failed one; policy: of empty answers
     c.user.concurrency = config_dict.placeholder(int)  # openai: requests under way at once; policy: rows decoded
-    c.user.patience = config_dict.placeholder(float)  # openai: seconds for an answer in all; None: 0.9 of call_seconds
+    c.user.patience = config_dict.placeholder(float)  # seconds for an answer in all; None: 0.9 of call_seconds
     c.user.requests_per_minute = config_dict.placeholder(float)  # openai: 0 is no limit
     c.user.cache_dir = config_dict.placeholder(str)  # openai: folder for replays
     c.user.prompt_price = config_dict.placeholder(float)  # openai: of a million tokens, for the count of cost

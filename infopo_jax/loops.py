@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -262,6 +263,8 @@ class HostedLoop:
         with _published(self.user, params, reference):
             size = self.sizes.group_size
             dialogues, clock = self.engine.rollout(params, key, tasks, group_size=size, seed=seed, **draw)
+        if clock.failures:
+            print(f'{len(clock.failures)} rollouts failed; the first: {clock.failures[0]}', file=sys.stderr, flush=True)
         failed = [d for d in dialogues if not d.valid]
         if len(failed) > self.max_failed_fraction * len(dialogues):
             raise hosted.RolloutsFailed(

@@ -96,3 +96,16 @@ def test_close_finishes_the_batch_and_turns_the_others_away():
     assert finish(askers[:1]) == [0] and slow.batches == [[0]] and not batcher._thread.is_alive()
     with pytest.raises(Closed):
         batcher.ask('a', 1)
+
+
+def test_a_question_that_is_not_taken_up_in_time_is_taken_back():
+    go, asked = threading.Event(), []
+    batcher = Batcher(lambda questions: asked.extend(questions) or (go.wait(5) and questions), size=1, patience=0.0)
+    first = threading.Thread(target=batcher.ask, args=('kind', 1))
+    first.start()
+    with pytest.raises(TimeoutError):
+        batcher.ask('kind', 2, timeout=0.05)
+    go.set()
+    first.join()
+    assert batcher.ask('kind', 3, timeout=5.0) == 3 and asked == [1, 3]
+    batcher.close()

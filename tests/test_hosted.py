@@ -1,7 +1,9 @@
 """Hosted rollouts: the row holds what was fed and sampled, and who sits in which slot changes nothing."""
 
+import dataclasses
 import random
 import time
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from invariants import check_turns
 from infopo_jax import score
 from infopo_jax.rollout import hosted, slot_programs, slots as slots_lib
 from infopo_jax.rollout.batches import to_turns
+from infopo_jax.rollout.dialogue import PromptTooLong
 from infopo_jax.rollout.hosted import HostedRollout
 from infopo_jax.types import EndReason, Role
 
@@ -120,11 +123,89 @@ def test_reading_filled_columns_only_says_the_same(model, played, monkeypatch):
     monkeypatch.setattr(slots_lib, 'LEAST_COLUMNS', 16)
     engine = HostedRollout(Echo, CHAT, nnx.split(model)[0], LIMITS, num_slots=4, num_aside=2, chunk=2)
     seen, decode = set(), slot_programs.decode
-    monkeypatch.setattr(slot_programs, 'decode', lambda setting, *rest: seen.add(setting[2]) or decode(setting, *rest))
+    monkeypatch.setattr(slot_programs, 'decode', lambda *args: seen.add(args[0].columns) or decode(*args))
     engine.slots._fit = True
     other = play(engine, model, tasks=TASKS * 2)[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, played[1])
     assert {32, 64} <= seen  # rows are long enough for several sizes
+
+
+class Wordy(Echo):
+    """Opens with as many words as the task says, so that prompts are of very different length; may answer late."""
+
+    delay, draws = 0.0, random.Random(1)
+
+    def reset(self, *, seed=0, options=None):
+        time.sleep(self.delay * self.draws.random())
+        self.goal = 'red'
+        return [{'role': 'user', 'content': 'which colour ' * options['task'] + 'is it'}], {}
+
+    def step(self, text):
+        time.sleep(self.delay * self.draws.random())
+        return super().step(text)
+
+
+@pytest.fixture(scope='module')
+def wordy(model):
+    limits = dataclasses.replace(LIMITS, max_tokens=400, max_prompt_tokens=300, max_action_tokens=30)
+    return HostedRollout(
+        Wordy, CHAT, nnx.split(model)[0], limits, num_slots=2, num_aside=2, chunk=8, feed_sizes=(5,), num_workers=4
+    )
+
+
+@pytest.mark.parametrize('tasks', [[100, 2, 50], [2, 100, 2]])
+def test_what_a_longer_prompt_left_behind_is_never_seen(wordy, model, tasks):
+    dialogues, _ = wordy.rollout(nnx.split(model)[1], jax.random.key(0), tasks, group_size=2, seed=1, temperature=1.0)
+    turns = to_turns(dialogues, 400, LIMITS.max_turns)
+    np.testing.assert_allclose(score.score(model, turns, None).logp, turns.sampled_logp, atol=1e-4)
+
+
+def test_prompts_that_come_in_any_order_change_nothing(wordy, model, monkeypatch):
+    """To the bit: which prompt was fed before, and what it left behind, depends on who opened first."""
+
+    def rows():
+        dialogues, _ = wordy.rollout(
+            nnx.split(model)[1], jax.random.key(0), [2, 30, 7, 50], group_size=2, seed=1, temperature=1.0
+        )
+        return to_turns(dialogues, 400, LIMITS.max_turns)
+
+    quick = rows()
+    monkeypatch.setattr(Wordy, 'delay', 0.05)
+    for _ in range(2):
+        jax.tree.map(np.testing.assert_array_equal, rows(), quick)
+
+
+class Closing(Echo):
+    """Counts how many are open; closes slowly."""
+
+    left: ClassVar[list] = []
+
+    def reset(self, *, seed=0, options=None):
+        self.left.append(self)
+        if options['task'] == 'long':
+            return [{'role': 'user', 'content': 'which colour ' * 99}], {}
+        return super().reset(seed=seed, options=options)
+
+    def close(self):
+        time.sleep(0.02)
+        self.left.remove(self)
+
+
+@pytest.mark.parametrize('task', ['red', 'long'])
+def test_every_environment_is_closed_also_after_an_error(engines, model, monkeypatch, task):
+    engine = engines()
+    monkeypatch.setattr(engine, 'make_env', Closing)
+    monkeypatch.setattr(engine, 'num_workers', 1)
+    monkeypatch.setattr(Closing, 'left', [])
+    if task == 'red':
+        play(engine, model, tasks=TASKS)
+    else:
+        with pytest.raises(PromptTooLong):
+            play(engine, model, tasks=['red', 'blue', 'long'])
+    end = time.monotonic() + 5
+    while Closing.left and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not Closing.left and engine.slots._cache is None
 
 
 def test_nothing_stays_on_the_device_after_a_batch(engines, model):

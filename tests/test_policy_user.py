@@ -48,7 +48,7 @@ def say(monkeypatch, user, *texts):
     """Lets the user say texts, one after the other, the last one for ever; returns the attempts as they are made."""
     said, attempts = list(texts), []
 
-    def ask(prompt, words):
+    def ask(prompt, words, end):
         attempts.append(words[2])
         return [*CHAT.encode_action(said.pop(0) if len(said) > 1 else said[0]), CHAT.stop_id]
 

@@ -156,3 +156,26 @@ def test_close_ends_the_threads(workers):
 def test_workers_refuse_nonsense(num, limit):
     with pytest.raises(ValueError, match='num_workers must be at least 1'):
         Workers(num, limit=limit)
+
+
+def test_close_still_makes_calls_that_have_no_owner():
+    workers, made, go = Workers(1, limit=9.0), [], threading.Event()
+    workers.submit('owner', go.wait)
+    workers.submit(None, lambda: made.append('closed'))
+    workers.submit('owner', lambda: made.append('dropped'))
+    workers.close()
+    go.set()
+    end = time.monotonic() + 5
+    while not made and time.monotonic() < end:
+        time.sleep(0.01)
+    assert made == ['closed']
+
+
+def test_a_call_that_hangs_is_not_young():
+    workers, go = Workers(1, limit=9.0), threading.Event()
+    workers.submit('owner', go.wait)
+    assert workers.num_young(9.0) == 1
+    time.sleep(0.05)
+    assert workers.num_young(0.01) == 0 and workers.num_open == 1
+    go.set()
+    workers.close()

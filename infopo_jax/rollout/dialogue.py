@@ -130,7 +130,9 @@ class Dialogue:
         if self._stopped:
             self.waiting = True
             return functools.partial(self._env.step, text)
-        self._answered([{'role': 'tool', 'content': TOO_LONG}], 0.0, False, False, {'is_error': True})
+        self._take(
+            lambda: self._answered([{'role': 'tool', 'content': TOO_LONG}], 0.0, False, False, {'is_error': True})
+        )
         return None
 
     def receive(self, value: Any) -> None:
@@ -140,12 +142,15 @@ class Dialogue:
             PromptTooLong: the prompt is longer than allowed; the message names the task.
         """
         self.waiting = False
+        if self.opened:
+            self._take(lambda: self._answered(*contract.answer(value)))
+        else:
+            self._env, opening = value
+            self._take(lambda: self._start(*contract.opening(opening)))
+
+    def _take(self, take: Callable[[], None]) -> None:
         try:
-            if self.opened:
-                self._answered(*contract.answer(value))
-            else:
-                self._env, opening = value
-                self._start(*contract.opening(opening))
+            take()
         except PromptTooLong:
             raise
         except Exception as error:  # a chat template raises what it likes over messages that it cannot write

@@ -25,6 +25,7 @@ from infopo_jax.rollout.workers import Reply, Workers
 
 FEED_SHARE = 0.5  # of the seated must wait for the device before answers are fed while others could speak
 PATIENCE = 0.25  # of a dispatch's time is waited for environments that answer at once
+MOST_PATIENCE = 0.05  # seconds; a dispatch that compiled says nothing about the next
 LEAVE_SECONDS = 5.0  # that environments have to close
 
 
@@ -40,6 +41,7 @@ class Clock:
     fed: int = 0  # tokens
     retried: int = 0  # rollouts begun again because environment or user had failed
     masked: int = 0  # rollouts that failed for good: in no statistic and no loss
+    failures: list[str] = dataclasses.field(default_factory=list)  # what happened, of those and of the retried
 
 
 class RolloutsFailed(ValueError):
@@ -124,15 +126,16 @@ class HostedRollout:
         Raises:
             ValueError: a prompt is longer than allowed; the message names the task.
         """
-        self.slots.begin(params, key)
         workers = Workers(self.num_workers, limit=self.call_seconds)
+        batch = _Batch(self, workers, {'temperature': temperature, **truncation})
         try:
-            batch = _Batch(self, workers, {'temperature': temperature, **truncation})
+            self.slots.begin(params, key)
             for g, task in enumerate(tasks):
                 for m in range(group_size):
                     batch.add(g, m, task, seed + 7919 * g)
             batch.play()
         finally:
+            batch.leave()
             workers.close()
             self.slots.end()
         return batch.dialogues, batch.clock
@@ -148,6 +151,7 @@ class _Batch:
         self.queue: collections.deque[int] = collections.deque()  # rows that have no slot yet, in order
         self.seated: list[int | None] = [None] * self.device.num_slots  # row of dialogues in each slot
         self.aside: list[int | None] = [None] * self.device.num_aside
+        self.unheard: collections.deque[Reply] = collections.deque()
         self.attempts: collections.Counter[int] = collections.Counter()
         self.dispatch = 0.0  # seconds of the last dispatch
         self.usual = 0.0  # seconds that an environment takes, a running mean
@@ -171,7 +175,16 @@ class _Batch:
                 self._feed()
             if speaking or pending:
                 self._speak()
-        self._leave()
+
+    def leave(self) -> None:
+        """Lets all environments close, also those of a batch that an error ended; one that hangs is left behind."""
+        for close in (*(dialogue.leave() for dialogue in self.dialogues), *(reply.drop for reply in self.unheard)):
+            if close is not None:
+                self.workers.submit(None, close)
+        while self.workers.num_open and (replies := self.workers.collect(wait=LEAVE_SECONDS)):
+            for reply in replies:
+                if reply.owner is not None:
+                    self.workers.submit(None, reply.drop)
 
     def _tenant(self, row: int | None) -> Dialogue | None:
         """Returns the dialogue of a seated or waiting row that still goes on."""
@@ -194,12 +207,15 @@ class _Batch:
         idle = not replies and not self._has_work()
         if idle:
             replies = self.workers.collect(wait=math.inf)
-        end = time.perf_counter() + PATIENCE * self.dispatch
-        while self.usual < PATIENCE * self.dispatch and self.workers.num_open and time.perf_counter() < end:
+        patience = min(PATIENCE * self.dispatch, MOST_PATIENCE)
+        end = time.perf_counter() + patience
+        while self.usual < patience and self.workers.num_young(patience) and time.perf_counter() < end:
             replies += self.workers.collect(wait=end - time.perf_counter())
         if idle:
             self.clock.wait += time.perf_counter() - start
-        for reply in replies:
+        self.unheard.extend(replies)
+        while self.unheard:
+            reply = self.unheard.popleft()
             self.clock.env += reply.seconds
             if reply.owner is not None:
                 self._receive(*reply.owner, reply)
@@ -224,6 +240,7 @@ class _Batch:
         if dialogue.valid:
             return
         self.attempts[row] += 1
+        self.clock.failures.append(f'task {dialogue.task!r}: {dialogue.error_text}')
         if self.attempts[row] > self.engine.retries:
             self.clock.masked += 1
             return
@@ -312,8 +329,3 @@ class _Batch:
     def _numbers(self, tenants: list[Dialogue | None], name: str) -> np.ndarray:
         """Returns a number of each tenant, [slots] int32; 0 where nobody sits."""
         return np.array([getattr(d, name, 0) for d in tenants], np.int32)
-
-    def _leave(self) -> None:
-        """Lets environments that still close finish; one that hangs is left behind."""
-        while self.workers.num_open and self.workers.collect(wait=LEAVE_SECONDS):
-            pass

@@ -6,6 +6,7 @@ rows, which is merged when it ends: rows stand at different lengths, and writing
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +31,25 @@ def empty(graphdef, mesh, cache_dtype, columns, num_rows, params):
     return sharding.kv_cache(cache, mesh), sharding.rows(jnp.zeros((num_rows, config.vocab_size), jnp.float32), mesh)
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What programs are compiled for."""
+
+    graphdef: Any  # of the model as decoding reads it
+    mesh: jax.sharding.Mesh | None  # that rows are divided over
+    columns: int  # of the cache that a dispatch reads
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def extend(setting, params, cache, logits, tokens, count, fed, rows):
+def extend(setting: Model, params, cache, logits, tokens, count, fed, rows):
     """Feeds tokens [R, C] to some rows [R] (None: to all), which reach, padding included, no further than ``columns``.
 
     Where ``count`` is 0 there is no row, or nothing to feed.
     """
-    graphdef, mesh, columns = setting
+    mesh, columns = setting.mesh, setting.columns
     if rows is None:
         tokens, count, fed = sharding.rows((tokens, count, fed), mesh)
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(setting.graphdef, params)
     offset = jnp.arange(tokens.shape[1])
     position = jnp.where(offset < count[:, None], fed[:, None] + offset, -1)
     some = cache_lib.view(cache, columns)
@@ -61,15 +71,18 @@ def extend(setting, params, cache, logits, tokens, count, fed, rows):
     return sharding.kv_cache(cache, mesh), sharding.rows(logits, mesh)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def decode(setting, params, cache, logits, fed, drawn, budget, key, places):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5, 6))
+def decode(setting: Model, chunk, stop_ids, draw, params, cache, logits, fed, drawn, budget, key, places):
     """Every token is fed as it is sampled, except one that ends the action: that goes in front of the feedback."""
-    graphdef, mesh, columns, chunk, stop_ids, draw = setting
-    model = nnx.merge(graphdef, params)
+    mesh, columns = setting.mesh, setting.columns
+    model = nnx.merge(setting.graphdef, params)
     fed, budget, keys = sharding.rows((fed, budget, _token_keys(key, places, drawn, chunk)), mesh)
     uniform, n = sampling.uniforms(keys), len(fed)
     ropes = model.rotary(fed[:, None] + jnp.arange(chunk))
     prefix = cache_lib.view(cache, columns)
+    # What stands behind a row's end is an earlier tenant's: a column of its own would have overwritten it by now.
+    place = jnp.where(jnp.arange(prefix.size) < fed[:, None], prefix.position, -1)
+    prefix = dataclasses.replace(prefix, position=place)
 
     def body(s):
         j, going, own, logits, tokens, logps, count = s

@@ -1,7 +1,7 @@
 """The device side of hosted rollouts: rows of one KV cache in which rollouts speak, and rows in which others wait.
 
-A token's column is its position, so what an earlier tenant of a row left behind stands at positions that the new one
-has not reached: it is invisible until it is overwritten, and nothing has to be emptied.
+A token's column is its position, so what an earlier tenant of a row left behind stands where the new one has not come
+yet: it is overwritten before it could be seen, or masked, and nothing has to be emptied.
 
 On accelerators a dispatch reads as many columns as the longest row has filled, in powers of two. On CPU it reads all,
 and no size depends on who is there: there shapes decide how sums are rounded, and the same seed is to give the same
@@ -24,6 +24,7 @@ FEED_SIZES = (16, 64, 256)  # tokens of answers per row and dispatch
 PROMPT_SIZES = (64, 512)  # tokens of one prompt per dispatch
 LEAST_COLUMNS = 256  # that are read where only filled ones are
 FEED_TOKENS = (128, 512)  # tokens of answers per dispatch, on CPU and on accelerators, which then compute enough
+MOST_ROWS = 8  # fed per dispatch, unless rows are divided over devices: they are copied
 SWAPS = 4  # rows that change places per dispatch
 SCORE_BYTES = 2**30  # most that a device holds of one layer's attention scores while answers are fed
 
@@ -63,26 +64,23 @@ class Slots:
         on_cpu = jax.default_backend() == 'cpu'
         self.num_slots, self.num_aside = num_slots, num_aside
         self._fit = not on_cpu if fit_columns is None else fit_columns
+        self._divided = mesh is not None and any(mesh.shape[axis] > 1 for axis in sharding.ROWS)
+        self._feed_tokens = FEED_TOKENS[0 if on_cpu else 1]
         # A padded part reaches past the last token by up to its size: an eighth of the row, at most, but for the least.
         self._feed_sizes = feed_sizes[:1] + tuple(size for size in feed_sizes[1:] if 8 * size <= max_tokens)
         self._prompt_sizes = PROMPT_SIZES[: 2 if 8 * PROMPT_SIZES[1] <= max_tokens and not on_cpu else 1]
         self._columns = max_tokens + max(chunk, self._feed_sizes[-1], self._prompt_sizes[-1])
-        self._divided = mesh is not None and any(mesh.shape[axis] > 1 for axis in sharding.ROWS)
-        self._feed_tokens = FEED_TOKENS[0 if on_cpu else 1]
         self._graphdef, self._mesh, self._cache_dtype = graphdef, mesh, cache_dtype
+        self._chunk, self._stop_ids = chunk, stop_ids
         self._model: Any = None  # graphdef of the model for decoding, known with the first weights
-        self._setting = chunk, stop_ids
         self.end()
 
     def begin(self, params: Any, key: jax.Array) -> None:
         """Makes the rows ready for a batch: new weights, nothing fed."""
         if self._model is None:
             abstract = jax.eval_shape(lambda p: decoding.for_decoding(nnx.merge(self._graphdef, p)), params)
-            self._model, config = nnx.split(abstract)[0], abstract.config
-            row = (
-                4 * self.num_slots * config.num_heads * self._columns // (1 if self._mesh is None else self._mesh.size)
-            )
-            self._feed_sizes = tuple(n for n in self._feed_sizes if n == self._feed_sizes[0] or n * row <= SCORE_BYTES)
+            self._model = nnx.split(abstract)[0]
+            self._feed_sizes = self._affordable(abstract.config.num_heads)
         self._key, self._params = key, programs.publish(self._graphdef, self._mesh, params)
         empty = functools.partial(programs.empty, self._model, self._mesh, self._cache_dtype, self._columns)
         self._cache, self._logits = empty(self.num_slots, self._params)
@@ -90,6 +88,15 @@ class Slots:
         self._row, self._row_logits = empty(1, self._params)
         self._prompt: list[int] = []  # what the prompt's row holds
         self._places = np.zeros((self.num_slots, 2), np.int32)  # (group, member) of each slot
+
+    def _affordable(self, num_heads):
+        """Returns the feed sizes, but for the least those whose attention scores a device has room for."""
+        devices = 1 if self._mesh is None else self._mesh.size
+        row = 4 * num_heads * self._columns // devices  # bytes of a token's scores
+        return tuple(
+            size for size in self._feed_sizes
+            if size == self._feed_sizes[0] or self._rows_of(size) * size * row <= SCORE_BYTES
+        )  # fmt: skip
 
     def end(self) -> None:
         """Lets go of all that a batch held on the device."""
@@ -158,7 +165,9 @@ class Slots:
 
     def _rows_of(self, size):
         """Returns the rows that are fed at once in parts of a size."""
-        return self.num_slots if self._divided else min(self.num_slots, max(1, self._feed_tokens // size))
+        if self._divided:  # rows brought together would be rows sent between devices
+            return self.num_slots
+        return min(self.num_slots, MOST_ROWS, max(1, self._feed_tokens // size))
 
     def _dispatch(self, cache, logits, size, parts, fed):
         """Feeds {row: ids} of one size to rows [N] that hold ``fed`` tokens each."""
@@ -170,7 +179,7 @@ class Slots:
             tokens[at, : len(ids)], count[at] = ids, len(ids)
         start = fed[rows].astype(np.int32)
         columns = self._filled(start + size)  # also of rows that are fed nothing: XLA would clamp where they start
-        setting = self._model, self._mesh, columns
+        setting = programs.Model(self._model, self._mesh, columns)
         return programs.extend(setting, self._params, cache, logits, tokens, count, start, rows if few else None)
 
     def decode(self, fed: np.ndarray, drawn: np.ndarray, budget: np.ndarray, **draw: float):
@@ -185,9 +194,10 @@ class Slots:
         Returns:
             tokens [slots, chunk], log-probabilities [slots, chunk] and how many [slots], on the host.
         """
-        setting = self._model, self._mesh, self._filled(fed[budget > 0]), *self._setting, decoding.Draw(**draw)
+        setting = programs.Model(self._model, self._mesh, self._filled(fed[budget > 0]))
+        static = setting, self._chunk, self._stop_ids, decoding.Draw(**draw)
         self._cache, self._logits, out = programs.decode(
-            setting, self._params, self._cache, self._logits, fed, drawn, budget, self._key, self._places
+            *static, self._params, self._cache, self._logits, fed, drawn, budget, self._key, self._places
         )
         return jax.device_get(out)
 
@@ -200,7 +210,7 @@ class Slots:
         columns = LEAST_COLUMNS if self._fit else self._columns
         while columns < lengths.max(initial=0):
             columns *= 2
-        return min(columns, self._columns)
+        return columns if 2 * columns <= self._columns else self._columns  # a part is a copy while it is read
 
 
 def fitting(pending: int, sizes: tuple[int, ...]) -> int:

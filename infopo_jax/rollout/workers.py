@@ -26,6 +26,13 @@ class Reply:
     value: Any = None
     error: Exception | None = None
     seconds: float = 0.0  # that the call ran
+    function: Callable[[], Any] | None = None  # that was called
+
+    def drop(self) -> None:
+        """Lets go of a value that nobody wants, where the function knows how."""
+        if self.error is None and hasattr(self.function, 'drop'):
+            with contextlib.suppress(Exception):  # nobody is left to hear of it
+                self.function.drop(self.value)
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,6 +78,12 @@ class Workers:
         with self._lock:
             return len(self._waiting) + len(self._running) + len(self._replies)
 
+    def num_young(self, seconds: float) -> int:
+        """Returns how many calls wait for a thread or have run no longer than so many seconds."""
+        now = time.monotonic()
+        with self._lock:
+            return len(self._waiting) + sum(now - call.started <= seconds for call in self._running)
+
     def submit(self, owner: Any, function: Callable[[], Any]) -> None:
         """Queues a call; its reply comes out of ``collect`` under ``owner``.
 
@@ -97,10 +110,14 @@ class Workers:
             return replies
 
     def close(self) -> None:
-        """Sends the threads home; calls that still run are left to themselves."""
+        """Sends the threads home; calls that still run are left to themselves.
+
+        Calls that wait and have an owner are dropped: nobody hears the reply. Those that have none (an environment that
+        is to close) are still made.
+        """
         with self._lock:
             self._closed = True
-            self._waiting.clear()
+            self._waiting = collections.deque(call for call in self._waiting if call.owner is None)
             self._running.clear()
             self._work.notify_all()
 
@@ -124,13 +141,13 @@ class Workers:
             with self._lock:
                 while not self._waiting and not self._closed:
                     self._work.wait()
-                if self._closed:
+                if not self._waiting:
                     return
                 call = self._waiting.popleft()
                 call.started = time.monotonic()
                 self._running.add(call)
                 self._done.notify()  # the collector has a new limit to watch
-            reply = Reply(call.owner)
+            reply = Reply(call.owner, function=call.function)
             try:
                 reply.value = call.function()
             except Exception as error:  # whatever a foreign environment raises is an answer
@@ -144,8 +161,6 @@ class Workers:
                     reply.seconds = time.monotonic() - call.started
                     self._replies.append(reply)
                     self._done.notify()
-            if not in_time:  # given up, or closed: somebody else sits here now
-                if reply.error is None and hasattr(call.function, 'drop'):
-                    with contextlib.suppress(Exception):  # nobody is left to hear of it
-                        call.function.drop(reply.value)
+            if not in_time:  # given up, and somebody else sits here now, or closed
+                reply.drop()
                 return

@@ -46,11 +46,12 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name='batcher', daemon=True)
         self._thread.start()
 
-    def ask(self, kind: Hashable, content: Any) -> Any:
-        """Returns the answer to a question; waits for it.
+    def ask(self, kind: Hashable, content: Any, *, timeout: float | None = None) -> Any:
+        """Returns the answer to a question; waits for it, at most ``timeout`` seconds.
 
         Raises:
             Closed: there will be none.
+            TimeoutError: there is none yet; if nobody has taken the question up, nobody will.
             Exception: whatever ``answer`` raised for the batch.
         """
         question = _Question(kind, content)
@@ -59,7 +60,11 @@ class Batcher:
                 raise Closed
             self._waiting.append(question)
             self._asked.notify()
-        question.answered.wait()
+        if not question.answered.wait(timeout):
+            with self._lock:
+                if question in self._waiting:
+                    self._waiting.remove(question)
+            raise TimeoutError
         if question.error is not None:
             raise question.error
         return question.answer

@@ -198,6 +198,8 @@ class OpenAIUser:
             body['seed'] = seed
         with self._place(deadline):
             start = time.monotonic()
+            if start >= deadline:
+                raise TimeoutError
             try:
                 status, headers, content = self._post(body, min(self.timeout, deadline - start))
             except self._httpx.RequestError as error:

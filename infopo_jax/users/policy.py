@@ -18,6 +18,7 @@ device waits for nobody.)
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ class PolicyUser:
         max_prompt_tokens: of instructions and talk; None: what the model's positions leave.
         concurrency: rows decoded at once; more than threads that ask (config.rollout.workers) stay empty.
         retries: times that an answer which is blank, or all thought, is drawn anew; none if greedy.
+        patience: seconds for an answer in all, waiting and compiling included; None is no limit.
 
     Raises:
         ValueError: a value out of range, or 'current' weights for a checkpoint that does not train.
@@ -67,12 +69,13 @@ class PolicyUser:
         max_prompt_tokens: int | None = None,
         concurrency: int = 16,
         retries: int = 3,
+        patience: float | None = None,
     ):
         self.weights, self.path = weights or ('frozen' if path else 'current'), path
         _check(self.weights, path, max_tokens, max_prompt_tokens, concurrency, retries)
         self.draw = decoding.Draw(temperature)
         self.max_tokens, self.max_prompt_tokens = max_tokens, max_prompt_tokens
-        self.concurrency, self.retries = concurrency, retries
+        self.concurrency, self.retries, self.patience = concurrency, retries, patience
         self._chat: Chat | None = None
         self._own: Sampler | None = None
         self._batcher: Batcher | None = None
@@ -152,13 +155,14 @@ class PolicyUser:
             return dict(self._counts)
 
     def _persist(self, messages: list[dict[str, str]], nonce: str) -> str:
-        """Draws until there is an answer or no try is left."""
+        """Draws until there is an answer, or no try or time is left."""
+        end = math.inf if self.patience is None else time.monotonic() + self.patience
         prompt, opened = self._render(messages)
         words = _words(messages, nonce)
         tries = 1 + (self.retries if self.draw.temperature else 0)
         for attempt in range(tries):
             self._count(retries=attempt > 0)
-            ids = self._ask(prompt, [*words, attempt])
+            ids = self._ask(prompt, [*words, attempt], end)
             with self._speaking:
                 text = without_thoughts(opened + self._chat.action_text(ids))
             if text:
@@ -186,15 +190,21 @@ class PolicyUser:
             )
         return prompt, '<think>' if end.rfind('<think>') > end.rfind('</think>') else ''
 
-    def _ask(self, prompt: list[int], words: list[int]) -> list[int]:
-        """Returns the tokens of an answer."""
+    def _ask(self, prompt: list[int], words: list[int], end: float) -> list[int]:
+        """Returns the tokens of an answer, if it comes until ``end`` (by time.monotonic)."""
+        timeout = None if self.patience is None else max(0.0, end - time.monotonic())
         batcher = self._batcher
         try:
             if batcher is None:
                 raise Closed
-            return batcher.ask(decoding.bucket(len(prompt), decoding.LEAST_COLUMNS), (prompt, words))
+            return batcher.ask(decoding.bucket(len(prompt), decoding.LEAST_COLUMNS), (prompt, words), timeout=timeout)
         except Closed:
             raise _failed('the rollouts were over before he could answer') from None
+        except TimeoutError:
+            raise _failed(
+                f'no answer within {self.patience:g} s, compiling included: raise config.rollout.call_seconds, or '
+                'config.user.concurrency'
+            ) from None
         except Exception as error:  # of the device: memory, mostly
             raise _failed(f'decoding failed, lower config.user.concurrency? {type(error).__name__}: {error}') from error
 
