@@ -126,6 +126,8 @@ def main():
                 progress=lambda done, loss, seed=seed: print(f'seed {seed} warm start {done} {loss:.3f}', flush=True),
             )  # fmt: skip
             for method in missing:
+                if (method, seed) in {(row['method'], row['seed']) for row in read()}:
+                    continue  # another process was here
                 loop, model_config = built[method]
                 row = {
                     'method': method,
