@@ -15,8 +15,21 @@ ROOMY = {'max_action_tokens': 200, 'max_tokens': 2000, 'max_prompt_tokens': 200,
 
 def begin(task='red', *, env=None, chat=CHAT, **limits):
     dialogue = Dialogue(chat, dataclasses.replace(LIMITS, **limits), task, group=0, member=0, seed=0)
-    dialogue.start(env or Colour())
+    exchange(dialogue, env or Colour())
     return dialogue
+
+
+def exchange(dialogue, env=None):
+    """Asks the environment for the opening (a dialogue that has none gets ``env``) or an answer, and waits for it."""
+    call = dialogue.ask(lambda: env)
+    if call is None:
+        return
+    try:
+        value = call()
+    except Exception as error:
+        dialogue.fail(error)
+    else:
+        dialogue.receive(value)
 
 
 def feed(dialogue, size=5):
@@ -37,14 +50,14 @@ def say(dialogue, text, *, stop=True, chunk=3):
         part = ids[start : start + min(chunk, dialogue.budget)]
         dialogue.hear(part, [-0.1] * len(part))
     assert dialogue.spoken
-    dialogue.step()
+    exchange(dialogue)
     return dialogue
 
 
 def utter(dialogue, chat, text, stop):
     dialogue.hear([*chat.encode_action(text), stop], [-0.1] * (len(chat.encode_action(text)) + 1))
     assert dialogue.spoken
-    dialogue.step()
+    exchange(dialogue)
 
 
 def marked(dialogue):

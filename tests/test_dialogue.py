@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from dialogues import CHAT, LIMITS, begin, feed, marked, say
+from dialogues import CHAT, LIMITS, begin, exchange, feed, marked, say
 from talk import LONG, Colour
 
 from infopo_jax.rollout.dialogue import CUT, TOO_LONG, Dialogue, PromptTooLong, UserFailed
@@ -44,7 +44,7 @@ def test_dialogue_feeds_its_very_ids_once_and_in_order(chunk):
             d.hear(ids[start : start + chunk], [0.0] * len(ids[start : start + chunk]))
         in_cache += ids[:-1]
         assert d.fed == len(in_cache)
-        d.step()
+        exchange(d)
         assert d.pending and d.ids[d.fed] == CHAT.stop_id
     assert in_cache + feed(d) == d.ids
 

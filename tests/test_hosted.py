@@ -109,12 +109,15 @@ def _lengths(d):
     return np.bincount(turn)
 
 
-def test_batches_after_the_first_compile_nothing(engines, model, played):
-    names = 'publish', 'empty', 'extend', 'decode', 'seat'
+@pytest.mark.parametrize('num_aside', [0, 3])
+def test_batches_after_the_first_compile_nothing(engines, model, monkeypatch, num_aside):
+    engine = engines(3, 2, (5,), num_aside)
+    monkeypatch.setattr(engine, 'make_env', Slow)
+    names = 'publish', 'empty', 'extend', 'decode', 'seat', 'swap'
     programs = [getattr(slot_programs, name) for name in names]
-    play(engines(), model)
+    play(engine, model)
     before = [program._cache_size() for program in programs]
-    play(engines(), model, seed=3, tasks=TASKS * 2)
+    play(engine, model, seed=3, tasks=TASKS * 2)
     assert [program._cache_size() for program in programs] == before
 
 

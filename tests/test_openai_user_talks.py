@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip('httpx', reason="the openai user needs httpx: pip install 'infopo_jax[users]'")
 
+from dialogues import exchange
 from endpoint import Endpoint
 from openai_user import ask, hurry
 from talk import tiny_chat
@@ -73,7 +74,7 @@ def roll_out(env, chat, member):
     dialogue = Dialogue(
         chat, Limits(6, 900, 600, 60, 200, 3), 'cancel_order order_17 delay', group=0, member=member, seed=member
     )
-    dialogue.start(env)
+    exchange(dialogue, env)
     calls = ['Which order?', 'Why?', 'Which order?', render('cancel_order', {'order': 'order_17', 'reason': 'delay'})]
     for text in calls:
         while dialogue.pending:
@@ -81,7 +82,7 @@ def roll_out(env, chat, member):
         if not dialogue.ended:
             ids = [*chat.encode(text), chat.stop_id]
             dialogue.hear(ids, [0.0] * len(ids))
-            dialogue.step()
+            exchange(dialogue)
     return dialogue
 
 

@@ -13,6 +13,7 @@ import subprocess
 import textwrap
 
 import pytest
+from dialogues import exchange
 from endpoint import Endpoint, EndpointUser
 from talk import tiny_chat
 
@@ -242,14 +243,14 @@ def test_a_failing_model_is_a_failed_user_not_a_zero(package, monkeypatch, answe
         dialogue = Dialogue(
             chat, Limits(9, 200_000, 199_000, 99, 99, 2), env.tasks('test')[0], group=0, member=0, seed=0
         )
-        dialogue.start(env)
+        exchange(dialogue, env)
         assert not dialogue.ended, dialogue.error_text
         assert endpoint.headers[0]['authorization'] == 'Bearer sk-secret-key'
         dialogue.take(200_000)
         endpoint.plan = lambda *_: answer
         ids = [*chat.encode('Hi.'), chat.stop_id]
         dialogue.hear(ids, [0.0] * len(ids))
-        dialogue.step()
+        exchange(dialogue)
     assert (dialogue.end_reason, dialogue.valid) == (EndReason.USER_ERROR, False), dialogue.error_text
     assert 'sk-secret-key' not in dialogue.error_text
     assert issubclass(UserFailed, RuntimeError)

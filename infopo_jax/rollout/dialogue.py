@@ -176,24 +176,6 @@ class Dialogue:
         env, self._env = self._env, None
         return getattr(env, 'close', None)
 
-    def start(self, env: TextEnv) -> None:
-        """Asks for the opening and waits for it; see ``ask`` and ``receive``."""
-        self._now(self.ask(lambda: env))
-
-    def step(self) -> None:
-        """Asks for the answer to the action and waits for it; see ``ask`` and ``receive``."""
-        self._now(self.ask())
-
-    def _now(self, call: Callable[[], Any] | None) -> None:
-        if call is None:
-            return
-        try:
-            value = call()
-        except Exception as error:  # whatever a foreign environment raises must not end the run
-            self.fail(error)
-        else:
-            self.receive(value)
-
     def _start(self, messages: list[Message], tools: list[dict] | None) -> None:
         self._opening = messages, tools
         ids = self._chat.prompt(messages, tools)
