@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from dialogues import exchange
 from talk import tiny_chat
 
 from infopo_jax.envs import remote
@@ -277,9 +278,9 @@ def test_a_dialogue_ends_with_env_error(target, text, end):
     chat = tiny_chat()
     limits = Limits(4, 200, 40, 12, 60, 2)
     dialogue = Dialogue(chat, limits, 'a', group=0, member=0, seed=0)
-    dialogue.start(RemoteEnv(sys.executable, target, timeout=3.0))
+    exchange(dialogue, RemoteEnv(sys.executable, target, timeout=3.0))
     dialogue.take(99)
     dialogue.hear([*chat.encode(text), chat.stop_id], [0.0] * (len(chat.encode(text)) + 1))
-    dialogue.step()
+    exchange(dialogue)
     assert (dialogue.end_reason, dialogue.valid) == (end, False)
     assert re.match('RemoteError: .*Game.step (crashed|gave no answer)', dialogue.error_text)

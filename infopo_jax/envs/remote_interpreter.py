@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import socket
 import subprocess
 import threading
@@ -23,6 +24,7 @@ _FOREIGN = ('PYTHONPATH', 'PYTHONHOME', 'PYTHONSAFEPATH', '__PYVENV_LAUNCHER__')
 _MAX_REPLY = 64 * 2**20  # bytes
 _SAME_HERE = {'ValueError': ValueError, 'UserFailed': UserFailed}  # exceptions that mean the same on both sides
 _ORDER_SECONDS = 300.0  # for what takes milliseconds: passed only by a process that is broken
+_PRINT_SECONDS = 1.0  # that last words may take to be read
 _TAIL = 800  # characters of what the other side printed that an error shows
 
 
@@ -121,7 +123,15 @@ class Interpreter:
                 self._process.wait()
 
     def last_words(self) -> str:
-        """Returns the end of what the process and its children printed; '' if they wrote nothing."""
+        """Returns the end of what the process and its children printed; '' if they wrote nothing.
+
+        What was printed before this call is waited for: on a busy machine it may not have been read yet.
+        """
+        end = time.monotonic() + _PRINT_SECONDS
+        with contextlib.suppress(ValueError, OSError):  # the output is closed once all of it is read
+            while time.monotonic() < end and select.select([self._process.stdout], [], [], 0)[0]:
+                time.sleep(0.005)
+        time.sleep(0.01)  # between reading and keeping
         text = ''.join(self._tail).strip()[-_TAIL:]
         return f'\n{text}' if text else ''
 
