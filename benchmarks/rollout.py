@@ -54,7 +54,7 @@ class Delayed:
 
     def reset(self, *, seed=0, options=None):
         self.draws = random.Random(f'{options["task"]} {options["member"]}')
-        return ' '.join(self.draws.choices(WORDS, k=2 * REPLY_WORDS)), {}
+        return ' '.join(random.Random(options['task']).choices(WORDS, k=2 * REPLY_WORDS)), {}
 
     def step(self, text):
         seconds = self.delay * self.draws.lognormvariate(0.0, SIGMA)
