@@ -10,7 +10,6 @@ the throughput without delay; with 500 ms at least 5 times the turn-synchronous 
 """
 
 import argparse
-import collections
 import itertools
 import math
 import random
@@ -31,7 +30,7 @@ from infopo_jax.lm.transformer import Transformer
 from infopo_jax.rollout.dialogue import Dialogue, Limits
 from infopo_jax.rollout.hosted import HostedRollout
 
-TURNS, REPLY_WORDS, SIGMA = 6, 24, 0.5
+TURNS, REPLY_WORDS, SIGMA, GROUP_SIZE = 6, 24, 0.5, 4
 STOP_LOGIT = 6.0  # added to the logit that ends an action: one lasts about a dozen tokens
 WORDS = [f'w{i}' for i in range(200)]
 LIMITS = Limits(
@@ -113,6 +112,56 @@ def _answer(engine, pool, part):
         d.receive(future.result())
 
 
+class Bench:
+    """One model, one engine, and both loops over the same rollouts."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.key = args, jax.random.key(0)
+        self.tasks = [f'task {i}' for i in range(args.rollouts // GROUP_SIZE)]
+        chat = Chat(train_tokenizer([' '.join(WORDS)], WORDS, vocab_size=512))
+        graphdef, self.params = nnx.split(make_model(chat, args.layers, args.dim))
+        self.engine = HostedRollout(
+            lambda: None, chat, graphdef, LIMITS,
+            num_slots=args.slots, num_aside=args.rollouts - args.slots, num_workers=args.workers,
+        )  # fmt: skip
+        self.clocks, self.said = [], {}
+
+    def ours(self):
+        """Plays by the engine."""
+        dialogues, clock = self.engine.rollout(
+            self.params, self.key, self.tasks, group_size=GROUP_SIZE, seed=0, temperature=1.0
+        )
+        self.clocks.append(clock)
+        self.said['engine'] = [d.ids for d in dialogues]
+
+    def loop(self):
+        """Plays turn by turn."""
+        with ThreadPoolExecutor(self.args.workers) as pool:
+            played = synchronous(self.engine, self.params, self.key, self.tasks, GROUP_SIZE, pool)
+        self.said['loop'] = [d.ids for d in played]
+
+    def row(self, delay: int) -> dict:
+        """Times replies of a median delay, in milliseconds."""
+        self.engine.make_env, self.clocks = lambda: Delayed(delay / 1000), []
+        functions = {'engine': self.ours} | ({} if self.args.without_loop else {'loop': self.loop})
+        seconds = timing.measure(functions, repeats=self.args.repeats)
+        if 'loop' in seconds and jax.default_backend() == 'cpu':  # elsewhere who is there decides how sums are rounded
+            assert self.said['engine'] == self.said['loop'], 'both loops play the same rollouts'
+        took = statistics.median_low(seconds['engine'])
+        clock = self.clocks[1:][seconds['engine'].index(took)]  # the first call compiled
+        return {
+            'reply ms': delay,
+            'engine s': took,
+            'tokens/s': round(clock.sampled / took),
+            'turn-synchronous s': statistics.median(seconds.get('loop', [math.nan])),
+            'loop/engine': timing.ratio(seconds['loop'], seconds['engine']) if 'loop' in seconds else math.nan,
+            'sampling s': clock.decode,
+            'feeding s': clock.extend,
+            'waiting s': clock.wait,
+            'in environments s': clock.env,
+        }
+
+
 def main():
     """Prints the setting and one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,55 +174,14 @@ def main():
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--without_loop', action='store_true', help='leave the turn-synchronous loop out')
     args = parser.parse_args()
-    group_size = 4
-    if args.rollouts % args.slots or args.rollouts % group_size:
-        parser.error(f'--rollouts must be a multiple of --slots, and of {group_size}')
-    tasks = [f'task {i}' for i in range(args.rollouts // group_size)]
-    chat = Chat(train_tokenizer([' '.join(WORDS)], WORDS, vocab_size=512))
-    graphdef, params = nnx.split(make_model(chat, args.layers, args.dim))
-    engine = HostedRollout(
-        lambda: None, chat, graphdef, LIMITS,
-        num_slots=args.slots, num_aside=args.rollouts - args.slots, num_workers=args.workers,
-    )  # fmt: skip
+    if args.rollouts % args.slots or args.rollouts % GROUP_SIZE:
+        parser.error(f'--rollouts must be a multiple of --slots, and of {GROUP_SIZE}')
     print(timing.machine())
     print(f'{args.rollouts} rollouts of {TURNS} turns, {args.slots} slots, {args.layers} layers of {args.dim}\n')
-    key, rows, said, clocks = jax.random.key(0), [], {}, collections.defaultdict(list)
-
-    def ours(delay):
-        dialogues, clock = engine.rollout(params, key, tasks, group_size=group_size, seed=0, temperature=1.0)
-        clocks[delay].append(clock)
-        said['engine'] = [d.ids for d in dialogues]
-
-    def loop(delay):
-        with ThreadPoolExecutor(args.workers) as pool:
-            said['loop'] = [d.ids for d in synchronous(engine, params, key, tasks, group_size, pool)]
-
-    base = None
-    for delay in [int(d) for d in args.delays.split(',')]:
-        engine.make_env = lambda delay=delay: Delayed(delay / 1000)
-        functions = {'engine': lambda delay=delay: ours(delay)}
-        if not args.without_loop:
-            functions['loop'] = lambda delay=delay: loop(delay)
-        seconds = timing.measure(functions, repeats=args.repeats)
-        if (
-            jax.default_backend() == 'cpu' and not args.without_loop
-        ):  # elsewhere the company decides how sums are rounded
-            assert said['engine'] == said['loop'], 'both loops play the same rollouts'
-        took = statistics.median_low(seconds['engine'])
-        clock = clocks[delay][1:][seconds['engine'].index(took)]  # the first call compiled
-        base = took if base is None else base
-        rows.append({
-            'reply ms': delay,
-            'engine s': took,
-            'tokens/s': round(clock.sampled / took),
-            'of the first': f'{base / took:.0%}',
-            'turn-synchronous s': float(np.median(seconds.get('loop', [math.nan]))),
-            'loop/engine': timing.ratio(seconds['loop'], seconds['engine']) if 'loop' in seconds else math.nan,
-            'sampling s': clock.decode,
-            'feeding s': clock.extend,
-            'waiting s': clock.wait,
-            'in environments s': clock.env,
-        })  # fmt: skip
+    bench, rows = Bench(args), []
+    for delay in map(int, args.delays.split(',')):
+        rows.append(bench.row(delay))
+        rows[-1]['of the first'] = f'{rows[0]["engine s"] / rows[-1]["engine s"]:.0%}'
         print(rows[-1], flush=True)
     print('\n' + timing.table(rows))
 

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from three_updates import three_updates
+from three_updates import check_three_updates
 
 LINUX = pytest.mark.skipif(sys.platform != 'linux', reason='the sandbox is for Linux')
 RUNS = {
@@ -23,4 +23,4 @@ RUNS = {
 @pytest.mark.parametrize('run', [pytest.param(run, marks=LINUX if run == 'colbench' else ()) for run in RUNS])
 def test_config_trains(run, tmp_path):
     name, fields = RUNS[run]
-    three_updates(name, tmp_path, **fields)
+    check_three_updates(name, tmp_path, **fields)

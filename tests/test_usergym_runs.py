@@ -4,7 +4,7 @@ import pathlib
 import runpy
 
 import pytest
-from three_updates import three_updates
+from three_updates import check_three_updates
 from usergym_play import GYMS, LEVELS
 
 from infopo_jax import config as config_lib
@@ -13,21 +13,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def test_default_config_trains(tmp_path):
-    three_updates('usergym', tmp_path)
+    check_three_updates('usergym', tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('level', LEVELS)
 @pytest.mark.parametrize('gym', GYMS)
 def test_every_gym_trains(tmp_path, gym, level):
-    three_updates('usergym', tmp_path, env__gym=gym, env__level=level)
+    check_three_updates('usergym', tmp_path, env__gym=gym, env__level=level)
 
 
 def test_functiongym_itself_trains(tmp_path):
     pytest.importorskip('functiongym', reason='pip install -e UserRL/gyms/FunctionGym')
     sizes = {'max_prompt_tokens': 320, 'max_action_tokens': 16, 'max_feedback_tokens': 48, 'max_tokens': 640}
     sizes = {f'rollout__{name}': size for name, size in sizes.items()}
-    three_updates('usergym', tmp_path, env__gym='FunctionGym', env__level=None, env__turn_limit=4, **sizes)
+    check_three_updates('usergym', tmp_path, env__gym='FunctionGym', env__level=None, env__turn_limit=4, **sizes)
 
 
 def test_paper_setting_is_the_papers():

@@ -16,7 +16,7 @@ TINY = {
 }  # fmt: skip
 
 
-def three_updates(name, workdir, **fields):
+def check_three_updates(name, workdir, **fields):
     """Trains configs/<name>.py with other values of some fields; checks the rows and what is left.
 
     Args:

@@ -32,7 +32,7 @@ def empty(graphdef, mesh, cache_dtype, columns, num_rows, params):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Setting:
     """What programs are compiled for."""
 
     graphdef: Any  # of the model as decoding reads it
@@ -41,7 +41,7 @@ class Model:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def extend(setting: Model, params, cache, logits, tokens, count, fed, rows):
+def extend(setting: Setting, params, cache, logits, tokens, count, fed, rows):
     """Feeds tokens [R, C] to some rows [R] (None: to all), which reach, padding included, no further than ``columns``.
 
     Where ``count`` is 0 there is no row, or nothing to feed.
@@ -72,7 +72,7 @@ def extend(setting: Model, params, cache, logits, tokens, count, fed, rows):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5, 6))
-def decode(setting: Model, chunk, stop_ids, draw, params, cache, logits, fed, drawn, budget, key, places):
+def decode(setting: Setting, chunk, stop_ids, draw, params, cache, logits, fed, drawn, budget, key, places):
     """Every token is fed as it is sampled, except one that ends the action: that goes in front of the feedback."""
     mesh, columns = setting.mesh, setting.columns
     model = nnx.merge(setting.graphdef, params)

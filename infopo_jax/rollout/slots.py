@@ -179,7 +179,7 @@ class Slots:
             tokens[at, : len(ids)], count[at] = ids, len(ids)
         start = fed[rows].astype(np.int32)
         columns = self._filled(start + size)  # also of rows that are fed nothing: XLA would clamp where they start
-        setting = programs.Model(self._model, self._mesh, columns)
+        setting = programs.Setting(self._model, self._mesh, columns)
         return programs.extend(setting, self._params, cache, logits, tokens, count, start, rows if few else None)
 
     def decode(self, fed: np.ndarray, drawn: np.ndarray, budget: np.ndarray, **draw: float):
@@ -194,7 +194,7 @@ class Slots:
         Returns:
             tokens [slots, chunk], log-probabilities [slots, chunk] and how many [slots], on the host.
         """
-        setting = programs.Model(self._model, self._mesh, self._filled(fed[budget > 0]))
+        setting = programs.Setting(self._model, self._mesh, self._filled(fed[budget > 0]))
         static = setting, self._chunk, self._stop_ids, decoding.Draw(**draw)
         self._cache, self._logits, out = programs.decode(
             *static, self._params, self._cache, self._logits, fed, drawn, budget, self._key, self._places
