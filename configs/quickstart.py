@@ -25,8 +25,6 @@ def get_config():
 
     config.loss.kl_coef = 0.01
     config.optim.lr = 1e-3
-    config.model.num_heads = config.model.num_kv_heads = 8
-    config.model.qk_norm = True  # with this and 8 heads every seed learns to copy within the warm start
     config.model.rope_theta = 100.0  # contexts of 60 tokens
     config.warmstart.steps = 700
     config.warmstart.lr = 5e-3

@@ -14,17 +14,16 @@ language-model user::
         --config.env.domain=retail --config.user.name=openai --config.user.model=gpt-4o-mini
 """
 
+from infopo_jax import presets
 from infopo_jax.config import base_config
 
 
 def get_config(setting: str = 'small'):
     """Returns the run: 'small', retail from random weights, or 'paper', tau2-bench with a pretrained model."""
-    if setting not in ('small', 'paper'):
-        raise ValueError(f"the setting of configs/taubench.py must be 'small' or 'paper', got {setting!r}")
     config = base_config()
     config.env.kind = 'hosted'
     config.info.weight = 0.1  # the paper's for tau2: larger ones are paid for talk that informs but does not serve
-    return _paper(config) if setting == 'paper' else _small(config)
+    return presets.choose(config, setting, small=_small, paper=_paper)
 
 
 def _small(config):
@@ -35,12 +34,6 @@ def _small(config):
     config.batch.prompts = 16
     config.batch.group_size = 8
 
-    config.model.dim = 64
-    config.model.num_layers = 2
-    config.model.num_heads = 4
-    config.model.num_kv_heads = 4
-    config.model.head_dim = 16
-    config.model.mlp_dim = 192
     config.model.rope_theta = 300.0  # contexts of 150 tokens
     config.rollout.max_prompt_tokens = 64
     config.rollout.max_action_tokens = 16
@@ -56,31 +49,15 @@ def _small(config):
 
 
 def _paper(config):
+    presets.paper(config)
     config.env.name = 'tau2'  # telecom, solo, unless env.domain and user.model say otherwise
 
     config.batch.prompts = 32
-    config.batch.group_size = 5
     config.updates.minibatches = 2  # of 16 prompts
-    config.updates.microbatches = 16
-
-    config.model.dtype = 'bfloat16'
-    config.model.remat = True
     config.rollout.max_prompt_tokens = 8192
-    config.rollout.max_action_tokens = 1024
     config.rollout.max_feedback_tokens = 4096
     config.rollout.max_tokens = 8192 + 16384
-    config.rollout.slots = 32
-    config.rollout.chunk = 32
 
     config.info.gate_temperature = 0.05
-    config.info.std_floor = 0.0
-    config.info.baseline = 'group'
-    config.info.norm = 'token'
-    config.info.downscale = True
-    config.loss.kl_coef = 0.0
-    config.loss.entropy_coef = 0.001
-    config.loss.dual_clip = 3.0
     config.optim.lr = 1e-6
-    config.warmstart.steps = 0  # the model comes trained
-    config.eval.episodes = 200
     return config

@@ -8,11 +8,12 @@ Setting:   text environment, intention at level 1 (2 of 6 details matter, 4 turn
 The paper's settings, for UserRL's gyms with a pretrained model and gpt-4o-mini as the user (arXiv 2603.00656):
 
     git clone https://github.com/SalesforceAIResearch/UserRL && pip install -e UserRL/gyms/IntentionGym pyarrow
-    python launch/train.py --config=configs/usergym.py:paper --config.model.path=Qwen2.5-7B-Instruct \\
-      --config.env.gym=IntentionGym --config.env.data=UserRL/data/intention_multiturn \\
+    python launch/train.py --config=configs/usergym.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+      --config.env.gym=IntentionGym --config.env.data=UserRL/data/intention_multiturn \
       --config.user.name=openai --config.user.model=gpt-4o-mini
 """
 
+from infopo_jax import presets
 from infopo_jax.config import base_config
 
 
@@ -21,9 +22,8 @@ def get_config(setting: str = 'small'):
     config = base_config()
     config.env.name = 'usergym'
     config.env.kind = 'hosted'
-    if setting not in ('small', 'paper'):
-        raise ValueError(f"the setting of configs/usergym.py must be 'small' or 'paper', got {setting!r}")
-    return _paper(config) if setting == 'paper' else _small(config)
+    config.info.weight = 0.5  # the paper's
+    return presets.choose(config, setting, small=_small, paper=_paper)
 
 
 def _small(config):
@@ -41,7 +41,6 @@ def _small(config):
     config.rollout.max_feedback_tokens = 24
     config.rollout.max_tokens = 256
 
-    config.info.weight = 0.5
     config.optim.lr = 1e-3
     config.warmstart.steps = 400
     config.warmstart.batch = 64
@@ -51,26 +50,16 @@ def _small(config):
 
 
 def _paper(config):
+    presets.paper(config)
     config.env.gym = 'IntentionGym'
     config.env.turn_limit = 16
 
     config.batch.prompts = 64
-    config.batch.group_size = 5
     config.updates.minibatches = 4  # of 16 prompts
-
     config.rollout.max_prompt_tokens = 1152
-    config.rollout.max_action_tokens = 1024
     config.rollout.max_feedback_tokens = 1024
     config.rollout.max_tokens = 1152 + 8192
 
-    config.info.weight = 0.5
     config.info.gate_temperature = 0.5
-    config.info.std_floor = 0.0
-    config.info.baseline = 'group'
-    config.info.downscale = True
-    config.loss.kl_coef = 0.0
-    config.loss.entropy_coef = 0.001
-    config.loss.dual_clip = 3.0
     config.optim.lr = 3e-7
-    config.warmstart.steps = 0  # the model comes trained
     return config

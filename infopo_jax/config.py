@@ -89,14 +89,14 @@ def base_config() -> config_dict.ConfigDict:
     c.model.path = config_dict.placeholder(str)  # hosted: folder or hub id of a checkpoint; it then gives every size
     c.model.dim = 64  # width of the residual stream
     c.model.num_layers = 2  # decoder blocks
-    c.model.num_heads = 4  # query heads
-    c.model.num_kv_heads = 4  # key and value heads; divides num_heads
+    c.model.num_heads = 8  # query heads
+    c.model.num_kv_heads = 8  # key and value heads; divides num_heads
     c.model.head_dim = 16  # width of a head; even
     c.model.mlp_dim = 192  # hidden width of SwiGLU
     c.model.rope_theta = 10000.0  # base of the rotary frequencies
     c.model.norm_eps = 1e-6  # of RMSNorm
     c.model.tie_embeddings = True  # the output head is the embedding table
-    c.model.qk_norm = False  # RMSNorm on queries and keys (Qwen3)
+    c.model.qk_norm = True  # RMSNorm on queries and keys (Qwen3): small models learn to copy sooner
     c.model.dtype = 'float32'  # compute dtype: 'float32' | 'bfloat16'
     c.model.param_dtype = 'float32'  # of weights that train; bfloat16 loses small updates
     c.model.remat = False  # recompute layers in the backward pass: less memory, a third more time

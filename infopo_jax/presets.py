@@ -1,0 +1,43 @@
+"""What several files under configs/ set alike."""
+
+from collections.abc import Callable
+
+from ml_collections import config_dict
+
+Setting = Callable[[config_dict.ConfigDict], config_dict.ConfigDict]
+
+
+def choose(config: config_dict.ConfigDict, setting: str, **settings: Setting) -> config_dict.ConfigDict:
+    """Returns the config as one of ``settings`` edits it; ``--config=configs/NAME.py:SETTING`` says which.
+
+    Raises:
+        ValueError: there is no such setting.
+    """
+    if setting not in settings:
+        raise ValueError(f'--config=...py:{setting}: the setting must be one of {", ".join(settings)}')
+    return settings[setting](config)
+
+
+def paper(config: config_dict.ConfigDict) -> None:
+    """Sets what the released code (arXiv 2603.00656) has in common on its three benchmarks, for a pretrained model.
+
+    The model's dtype and recomputation, micro-batches, slots and chunks are ours, so that a 7B model fits.
+    """
+    config.batch.group_size = 5
+    config.info.std_floor = 0.0
+    config.info.baseline = 'group'
+    config.info.norm = 'token'
+    config.info.downscale = True
+    config.info.mask_errors = False
+    config.loss.kl_coef = 0.0
+    config.loss.entropy_coef = 0.001
+    config.loss.dual_clip = 3.0
+    config.warmstart.steps = 0
+    config.eval.episodes = 200
+
+    config.model.dtype = 'bfloat16'
+    config.model.remat = True
+    config.updates.microbatches = 10  # of 8 rollouts, which 1, 2, 4 or 8 devices divide
+    config.rollout.max_action_tokens = 1024
+    config.rollout.slots = 32
+    config.rollout.chunk = 32
