@@ -81,6 +81,8 @@ def test_step_pays_the_share_or_all_or_nothing():
     assert 0.5 <= shares['share'][4]['share'] < 1
     assert shares['share'][1] == pytest.approx(shares['share'][4]['share'] - 0.02)
     assert shares['sparse'][1] == pytest.approx(-0.02)
+    env, _ = start(turn_cost=0.01)
+    assert env.score(3) == pytest.approx(-0.03)
     assert ColBench(turn_cost=0.01).outcome_range == pytest.approx(1.09)
 
 

@@ -92,6 +92,34 @@ def test_truncated_rollouts_keep_partial_credit_without_success(actions, limits,
     assert len(d.ids) <= (limits.get('max_tokens') or LIMITS.max_tokens)
 
 
+CAPPED = 'abcdefgh'  # as long as an action may be
+
+
+class Costly(Colour):
+    """Where it is ended from outside, a turn costs 0.1, also one that was too long to be heard."""
+
+    def score(self, num_turns):
+        return -0.1 * num_turns
+
+
+@pytest.mark.parametrize(
+    ('actions', 'limits', 'end', 'outcome'),
+    [
+        ([CAPPED, 'ask', 'ask', CAPPED], {}, EndReason.TURN_LIMIT, -0.4),
+        ([CAPPED, CAPPED], {}, EndReason.BAD_ACTION, -0.2),
+        (['ask', 'long'], {'max_tokens': 40}, EndReason.TOKEN_LIMIT, -0.2),
+        ([CAPPED, 'take red'], {}, EndReason.DONE, 1.0),
+        ([CAPPED, 'stop'], {}, EndReason.TURN_LIMIT, 0.0),
+    ],
+)
+def test_environment_scores_what_was_ended_from_outside(actions, limits, end, outcome):
+    d = begin(env=Costly(), **limits)
+    for text in actions:
+        assert not d.ended
+        say(d, text, stop=text != CAPPED)
+    assert (d.end_reason, round(d.outcome, 6)) == (end, outcome)
+
+
 def test_an_action_that_runs_into_the_end_of_the_row_ends_it():
     start = len(begin().ids)
     d = begin(max_tokens=start + 5)

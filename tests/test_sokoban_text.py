@@ -103,6 +103,13 @@ def test_text_example_replays_and_solves_nothing():
     assert 20 < hidden < 150
 
 
+def test_text_that_is_cut_scores_what_was_played_and_a_penalty_for_each_turn_that_was_not_heard():
+    env = SokobanText(level=2)
+    env.reset(options={'task': EASY})
+    before = env.step('no move')[1]
+    assert env.score(3) == pytest.approx(3 * before)
+
+
 def test_text_tokenizer_keeps_cells_and_moves_whole():
     env = SokobanText(level=2)
     tokenizer = train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=512)

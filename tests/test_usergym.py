@@ -157,6 +157,14 @@ def test_usergym_refuses_knobs_with_the_fix(knobs, words):
         UserGym(**knobs)
 
 
+@pytest.mark.parametrize(('reward', 'outcome'), [('share', 0.5 - 0.3), ('sparse', -0.3)])
+def test_gym_that_is_cut_keeps_its_partial_score_and_counts_turns_that_it_did_not_hear(monkeypatch, reward, outcome):
+    env, _ = start('persuade', turn_cost=0.1, reward=reward)
+    monkeypatch.setattr(env.gym, 'partial', lambda: 0.5)
+    env.step(written(env.gym.questions()[0]))
+    assert env.score(3) == pytest.approx(outcome)
+
+
 def test_usergym_refuses_misuse():
     env = UserGym('turtle')
     with pytest.raises(ValueError, match='call reset'):

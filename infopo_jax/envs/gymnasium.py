@@ -111,6 +111,10 @@ class Gymnasium:
             self.close()
         return [{'role': 'tool' if self._tools else 'user', 'content': content}], reward, terminated, truncated, info
 
+    def score(self, num_turns: int) -> float:
+        """Returns the sum of rewards so far; see ``envs.text.Scored``."""
+        return self._total
+
     def close(self) -> None:
         """Closes the environment of the episode, if there is one."""
         env, self._env = self._env, None

@@ -11,7 +11,8 @@ class TextEnv(Protocol):
     """An environment that talks text; one instance plays one episode at a time.
 
     ``info`` of ``reset`` may hold 'tools': a list of JSON schemas. ``info`` of ``step`` holds 'is_error' (bool: the
-    observation is an error message), and once the episode has ended 'success' (bool) and 'outcome' (float).
+    observation is an error message), and once the episode has ended 'success' (bool) and 'outcome' (float; without it,
+    the sum of rewards).
 
     An exception, or an answer that is not as said here, ends the rollout with ENV_ERROR (``users.UserFailed``: with
     USER_ERROR), and no other.
@@ -29,6 +30,17 @@ class TextEnv(Protocol):
 
     def step(self, text: str) -> tuple[Observation, float, bool, bool, dict]:
         """Answers the agent's text: observation, reward, terminated, truncated, info."""
+
+
+class Scored(Protocol):
+    """A text environment whose outcome is not the sum of its rewards where an episode is ended from outside.
+
+    That happens to an agent that says nothing sensible for too long, at the limit of tokens, or at that of turns: turns
+    too long to be heard count there, and the environment knows nothing of them.
+    """
+
+    def score(self, num_turns: int) -> float:
+        """Returns the outcome of the running episode if it ends now, after so many turns; asks nobody else for it."""
 
 
 class Teachable(Protocol):

@@ -23,7 +23,7 @@ _ERROR = f'Error: say something, or answer after {MARKER}'
 
 
 class ColBench:
-    """Collaborative backend programming (arXiv 2503.15478); implements ``TextEnv`` and ``Teachable``.
+    """Collaborative backend programming (arXiv 2503.15478); implements ``TextEnv``, ``Scored``, ``Teachable``.
 
     The collaborator describes a function and leaves out what matters. The agent asks; its answer follows
     "I WANT TO ANSWER:" and is called about ten times in the sandbox. Outcome: the share of calls that agree with the
@@ -150,6 +150,10 @@ class ColBench:
         self._user = None
         info = {'is_error': False, 'success': success, 'outcome': outcome, 'share': share}
         return [reply], outcome, terminated, not terminated, info
+
+    def score(self, num_turns: int) -> float:
+        """Returns the outcome of the episode if it is cut unanswered after so many turns; see ``envs.text.Scored``."""
+        return -self.turn_cost * num_turns
 
     def _make(self, name: str) -> Task:
         if self._published is None:

@@ -38,7 +38,7 @@ def render(directions: list[int] | tuple[int, ...]) -> str:
 
 
 class SokobanText:
-    """The game; implements ``TextEnv`` and ``Teachable``. A task id is the board itself.
+    """The game; implements ``TextEnv``, ``Scored`` and ``Teachable``. A task id is the board itself.
 
     What is no move is dropped and costs a penalty, as does a turn without a move, which is answered with an error.
     Beside what ``rules`` and ``boards`` say, it differs from RAGEN in what the agent reads: replies do not tell the
@@ -109,6 +109,14 @@ class SokobanText:
             info |= {'success': terminated, 'outcome': self._score()}
             self._board = None
         return messages, reward, terminated, truncated, info
+
+    def score(self, num_turns: int) -> float:
+        """Returns the outcome of the game if it is cut after so many turns; see ``envs.text.Scored``.
+
+        Turns that were too long to be heard had no move in them, and cost a penalty each.
+        """
+        unheard = num_turns - self._turns
+        return self._score() + rules.score(0, 0, False, unheard, reward=self.reward)
 
     def expert(self) -> str:
         """Returns the moves of a shortest solution, five at most; any move where there is no solution."""

@@ -21,7 +21,7 @@ REWARDS = ('share', 'sparse')
 
 
 class Gym(abc.ABC):
-    """A puzzle with a hidden part; implements ``TextEnv`` and ``Teachable``.
+    """A puzzle with a hidden part; implements ``TextEnv``, ``Scored`` and ``Teachable``.
 
     A subclass sets the class fields and writes the abstract methods. During an episode it reads ``puzzle`` (its hidden
     part included), ``notes`` (what has been shown) and ``rng`` (of the wording).
@@ -138,12 +138,16 @@ class Gym(abc.ABC):
         truncated = not terminated and self.num_turns >= self.max_turns
         info, reward = {'is_error': reply.is_error}, 0.0
         if terminated or truncated:
-            score = reply.score if terminated else self.partial()
-            success = terminated and score == 1.0
-            reward = (score if self.reward == 'share' else float(success)) - self.turn_cost * self.num_turns
+            success = terminated and reply.score == 1.0
+            gained = reply.score if self.reward == 'share' else float(success)
+            reward = gained - self.turn_cost * self.num_turns if terminated else self.score(self.num_turns)
             info |= {'success': success, 'outcome': reward}
             self.running = False
         return [{'role': 'tool', 'content': reply.text}], reward, terminated, truncated, info
+
+    def score(self, num_turns: int) -> float:
+        """Returns the outcome of the episode if it is cut after so many turns; see ``envs.text.Scored``."""
+        return (self.partial() if self.reward == 'share' else 0.0) - self.turn_cost * num_turns
 
     def _answer(self, text: str) -> Reply:
         action = parse(text, [self.schema])

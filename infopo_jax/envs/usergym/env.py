@@ -21,7 +21,7 @@ _ADAPTER = 'infopo_jax.envs.usergym.userrl:UserRL'
 
 
 class UserGym:
-    """A gym of UserRL's kind; implements ``TextEnv`` and ``Teachable``.
+    """A gym of UserRL's kind; implements ``TextEnv``, ``Scored`` and ``Teachable``.
 
     The agent makes moves with the tool interact_with_env(choice, content). Knobs that are None keep the gym's default.
 
@@ -80,6 +80,10 @@ class UserGym:
     def step(self, text: str) -> tuple[list[Message], float, bool, bool, dict]:
         """Answers the agent's text."""
         return self.gym.step(text)
+
+    def score(self, num_turns: int) -> float:
+        """Returns the outcome of the episode if it is cut after so many turns; see ``envs.text.Scored``."""
+        return self.gym.score(num_turns)
 
     def expert(self) -> str:
         """Returns the next action of our own gyms' expert, who reads no more than the agent is shown."""
