@@ -2,8 +2,8 @@
 
 Batching is continuous. A slot whose action has ended asks its environment and, where others are ready to speak, makes
 room for them; its answer is fed when enough slots have one, or nobody can speak. A finished rollout's slot is taken by
-the next. Keys are folded from (group, member, token position), so neither who sits where nor who answered first changes
-what is said.
+the next. Keys are folded from group, member and the number of the token that is drawn: neither who sits where nor who
+answered first changes what is said.
 """
 
 import collections
