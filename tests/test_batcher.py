@@ -109,3 +109,12 @@ def test_a_question_that_is_not_taken_up_in_time_is_taken_back():
     first.join()
     assert batcher.ask('kind', 3, timeout=5.0) == 3 and asked == [1, 3]
     batcher.close()
+
+
+def test_a_lone_question_that_is_taken_back_while_others_are_waited_for_leaves_the_thread_alive():
+    batcher = Batcher(lambda questions: questions, size=2, patience=0.3)
+    with pytest.raises(TimeoutError):
+        batcher.ask('kind', 1, timeout=0.05)
+    time.sleep(0.4)
+    assert batcher.ask('kind', 2, timeout=20.0) == 2
+    batcher.close()

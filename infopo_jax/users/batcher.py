@@ -95,17 +95,18 @@ class Batcher:
     def _next(self) -> list[_Question]:
         """Waits for questions and takes the next batch; an empty one when closed."""
         with self._lock:
-            while not self._waiting and not self._closed:
-                self._asked.wait()
-            end = time.monotonic() + self._patience
-            while not self._closed and len(self._batch()) < self._size and (left := end - time.monotonic()) > 0:
-                self._asked.wait(left)
-            batch = [] if self._closed else self._batch()
-            for question in batch:
-                self._waiting.remove(question)
-            return batch
+            while not self._closed:
+                while not self._waiting and not self._closed:
+                    self._asked.wait()
+                end = time.monotonic() + self._patience
+                while 0 < len(self._batch()) < self._size and (left := end - time.monotonic()) > 0:
+                    self._asked.wait(left)
+                if batch := self._batch():  # none where all who asked have given up, or it was closed
+                    for question in batch:
+                        self._waiting.remove(question)
+                    return batch
+            return []
 
     def _batch(self) -> list[_Question]:
-        """Returns the oldest questions of the oldest one's kind."""
-        kind = self._waiting[0].kind
-        return [question for question in self._waiting if question.kind == kind][: self._size]
+        """Returns the oldest questions of the oldest one's kind; none where nothing waits."""
+        return [question for question in self._waiting if question.kind == self._waiting[0].kind][: self._size]
