@@ -92,6 +92,7 @@ class Holds:
         self.began, self.release, self.dropped = (threading.Event() for _ in range(3))
 
     def __call__(self):
+        self.thread = threading.current_thread()
         self.began.set()
         self.release.wait(20)
         return self.value
@@ -159,16 +160,24 @@ def test_workers_refuse_nonsense(num, limit):
 
 
 def test_close_still_makes_calls_that_have_no_owner():
-    workers, made, go = Workers(1, limit=9.0), [], threading.Event()
-    workers.submit('owner', go.wait)
-    workers.submit(None, lambda: made.append('closed'))
+    workers, made, closed, busy = Workers(1, limit=9.0), [], threading.Event(), Holds('busy')
+    workers.submit('owner', busy)
+    assert busy.began.wait(20)
+    workers.submit(None, lambda: made.append('closed') or closed.set())
     workers.submit('owner', lambda: made.append('dropped'))
     workers.close()
-    go.set()
-    end = time.monotonic() + 5
-    while not made and time.monotonic() < end:
-        time.sleep(0.01)
-    assert made == ['closed']
+    busy.release.set()
+    assert closed.wait(20) and made == ['closed'] and busy.dropped.is_set()
+
+
+def test_a_thread_that_was_given_up_does_not_serve_beside_its_successor(workers):
+    crew, late = workers(1, limit=0.05), Holds('late')
+    crew.submit('late', late)
+    gather(crew, 1)
+    late.release.set()
+    assert late.dropped.wait(20)
+    late.thread.join(20)
+    assert not late.thread.is_alive()
 
 
 def test_a_call_that_hangs_is_not_young():

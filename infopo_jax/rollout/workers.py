@@ -40,6 +40,7 @@ class _Call:
     owner: Any
     function: Callable[[], Any]
     started: float | None = None
+    given_up: bool = False  # another thread has the seat of the one that makes it
 
 
 class Workers:
@@ -132,6 +133,7 @@ class Workers:
         now = time.monotonic()
         for call in [call for call in self._running if now - call.started > self.limit]:
             self._running.remove(call)
+            call.given_up = True
             error = CallTimedOut(f'no answer within {self.limit:g} s (config.rollout.call_seconds)')
             self._replies.append(Reply(call.owner, error=error, seconds=now - call.started))
             self._hire()  # in place of the thread that hangs
@@ -155,12 +157,13 @@ class Workers:
             except BaseException as error:  # SystemExit from a game's own code must not empty a seat silently
                 reply.error = RuntimeError(f'{type(error).__name__}: {error}')
             with self._lock:
-                in_time = call in self._running
-                if in_time:
+                heard = call in self._running  # neither given up nor closed
+                if heard:
                     self._running.remove(call)
                     reply.seconds = time.monotonic() - call.started
                     self._replies.append(reply)
                     self._done.notify()
-            if not in_time:  # given up, and somebody else sits here now, or closed
+            if not heard:
                 reply.drop()
+            if call.given_up:
                 return
