@@ -168,11 +168,11 @@ def _score_batch(rule, model, turns, key, step):
     def part(turns):
         return jax.lax.stop_gradient(score_turns(rule, model, turns, paired=rule.needs_gain))
 
-    k = rule.microbatches  # no more rows at once than the update holds
+    k = rule.minibatches * rule.microbatches  # no more rows at once than the update holds
     if k == 1:
         scores = part(turns)
     else:
-        scores = jax.lax.map(part, _split_rows(turns, k * rule.minibatches, rule.mesh))
+        scores = jax.lax.map(part, _split_rows(turns, k, rule.mesh))
         scores = sharding.rows(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), scores), rule.mesh)
     out, _, _, metrics = credit(rule, scores, turns, key, step)
     metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(scores.logp, turns.sampled_logp, out.loss_mask)}

@@ -227,6 +227,30 @@ def test_update_of_grpo_never_runs_the_counterfactual(rule, model, monkeypatch):
     assert np.abs(moved(state, model)).max() > 0
 
 
+@pytest.mark.parametrize(
+    ('fields', 'rows'),
+    [({'epochs': 2}, N), ({'minibatches': 2}, N // 2), ({'minibatches': 2, 'microbatches': 2}, N // 4)],
+)
+def test_update_scores_no_more_rows_at_once_than_it_holds(rule, model, fields, rows, monkeypatch):
+    seen, scorer = [], score.score
+    monkeypatch.setattr(score, 'score', lambda m, t, p, **kw: seen.append(t.outcome.shape[0]) or scorer(m, t, p, **kw))
+    parted = grpo(rule, **fields)
+    jax.eval_shape(functools.partial(update_lib.update, parted), begin(parted, model), TURNS, jax.random.key(5))
+    assert set(seen) == {rows} and len(seen) >= 2  # before the update, and in it
+
+
+def test_score_in_parts_equals_one_pass(rule, model):
+    def signals(parted):
+        batch, metrics = jax.jit(
+            lambda turns: update_lib._score_batch(parted, model, turns, jax.random.key(0), jnp.int32(0))
+        )(jax.tree.map(jnp.asarray, TURNS))
+        return (batch.advantage, batch.loss_mask, batch.old_logp), metrics
+
+    whole = signals(dataclasses.replace(rule, epochs=2))
+    for fields in ({'minibatches': 2}, {'minibatches': 2, 'microbatches': 4}):
+        assert_equal(signals(dataclasses.replace(rule, **fields)), whole)
+
+
 def test_fresh_state_keeps_a_reference_only_where_kl_is_used(rule, model):
     assert begin(rule, model).reference is None
     state = begin(dataclasses.replace(rule, kl_coef=0.1), model)
