@@ -95,7 +95,9 @@ def _bad_ranges(fields: Fields) -> Iterator[str]:
 def _bad_batch(fields: Fields) -> Iterator[str]:
     prompts, group = fields['batch.prompts'], fields['batch.group_size']
     minibatches, microbatches = fields['updates.minibatches'], fields['updates.microbatches']
-    if group < 2 and fields['advantage.estimator'] not in ('info_only', 'raw_gain'):
+    estimator, baseline = fields['advantage.estimator'], fields['info.baseline']
+    one_will_do = estimator == 'raw_gain' or (estimator == 'info_only' and baseline != 'turn')
+    if group < 2 and not one_will_do:
         yield _line(fields, 'batch.group_size', 'must be at least 2, rollouts are compared with their group')
     if prompts % minibatches:
         yield _line(

@@ -63,6 +63,10 @@ def test_validate_accepts_the_configs_that_ship(path):
         ({'info__baseline': 'trun'}, ["config.info.baseline = 'trun'", "did you mean 'turn'", 'group, turn, none']),
         ({'env__name': 'intnet'}, ["config.env.name = 'intnet'", "did you mean 'intent'"]),
         ({'batch__group_size': 1}, ['config.batch.group_size = 1', 'at least 2']),
+        (
+            {'batch__group_size': 1, 'advantage__estimator': 'info_only', 'info__baseline': 'turn'},
+            ['config.batch.group_size = 1', 'at least 2'],
+        ),
         ({'updates__minibatches': 5}, ['config.updates.minibatches = 5', 'divide config.batch.prompts = 32']),
         ({'updates__minibatches': 4, 'updates__microbatches': 3}, ['config.updates.microbatches = 3', '64 rollouts']),
         ({'model__num_heads': 4, 'model__num_kv_heads': 3}, ['config.model.num_kv_heads = 3', 'num_heads = 4']),
@@ -80,6 +84,13 @@ def test_validate_names_field_value_and_constraint(fields, words):
     assert len(message.splitlines()) == 1
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ('estimator', 'baseline'), [('raw_gain', 'turn'), ('info_only', 'group'), ('info_only', 'none')]
+)
+def test_validate_accepts_groups_of_one_that_compare_turns_or_nothing(estimator, baseline):
+    config_lib.validate(edited(batch__group_size=1, advantage__estimator=estimator, info__baseline=baseline))
 
 
 @pytest.mark.parametrize(
