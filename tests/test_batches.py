@@ -1,6 +1,9 @@
 """The ladder of shapes that hosted batches are cut to."""
 
+import dataclasses
+
 import builders
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hosted_play import LIMITS
@@ -11,15 +14,46 @@ from infopo_jax.types import Role
 
 
 @pytest.mark.parametrize('horizon', [1, 2, 'all'])
-def test_ladder_has_at_most_four_rungs_and_the_last_holds_anything(horizon):
+def test_ladder_has_at_most_five_rungs_and_the_last_holds_anything(horizon):
     ladder = Ladder.of(LIMITS, num_placeholder=3, horizon=horizon)
-    assert 1 <= len(ladder.rungs) <= 4 and ladder.rungs == tuple(sorted(ladder.rungs))
+    assert 1 <= len(ladder.rungs) <= 5 and ladder.rungs == tuple(sorted(ladder.rungs))
     assert ladder.rungs[-1][0] == LIMITS.max_tokens
     rng = np.random.default_rng(0)
     for _ in range(10):
         rows = [builders.random_row(rng, num_turns=t, action=(1, 8), feedback=(1, 8)) for t in (4, 4, 3, 1)]
         rows = [row for row in rows if len(row) <= LIMITS.max_tokens]
         ladder.fit(builders.turns_of(rows, max_turns=4, length=LIMITS.max_tokens), [1, 2, 3], horizon)
+
+
+def answered(length, num_turns, num_messages):
+    """Returns a row with several messages, of a token each, to a turn."""
+    row = [(5, Role.PROMPT, -1)]
+    for t in range(num_turns - 1):
+        row += [(6, Role.ACTION, t), *[(7, Role.FEEDBACK, t), (8, Role.TEMPLATE, t)] * num_messages]
+    row.append((6, Role.ACTION, num_turns - 1))
+    assert len(row) <= length
+    return row
+
+
+@pytest.mark.parametrize('horizon', [1, 3, 'all'])
+@pytest.mark.parametrize('num_placeholder', [0, 1, 8])
+@pytest.mark.parametrize(('num_turns', 'num_messages'), [(10, 4), (3, 47), (10, 1)])
+def test_ladder_holds_many_messages_to_a_turn(num_turns, num_messages, num_placeholder, horizon):
+    limits = dataclasses.replace(LIMITS, max_turns=10, max_tokens=192)
+    ladder = Ladder.of(limits, num_placeholder=num_placeholder, horizon=horizon)
+    turns = builders.turns_of([answered(192, num_turns, num_messages)], max_turns=10, length=192)
+    placeholder = range(1, num_placeholder + 1)
+    (branch_len, target_len), _ = ladder.fit(turns, placeholder, horizon)
+    packing.pack(
+        turns, jnp.array(placeholder, jnp.int32), horizon=horizon, branch_len=branch_len, target_len=target_len
+    )
+
+
+def test_ladder_of_ordinary_answers_has_room_for_one_message_to_a_turn():
+    limits = dataclasses.replace(LIMITS, max_turns=10, max_tokens=192, max_action_tokens=16)
+    ladder = Ladder.of(limits, num_placeholder=8, horizon=1)
+    assert ladder.rungs == ((48, 48, 32), (96, 96, 48), (144, 128, 80), (192, 282, 160), (192, 864, 160))
+    assert Ladder.of(limits, num_placeholder=1, horizon=1).rungs[-1] == (192, 212, 160)  # a token stands for a token
 
 
 def test_ladder_fits_the_lowest_rung_that_holds_the_batch():

@@ -15,16 +15,17 @@ ROOM = 0.6  # share of the most branch and target tokens that fit a rung below t
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """At most four shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
+    """At most five shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
 
     rungs: tuple[tuple[int, int, int], ...]  # (L, B, A), ascending
 
     @classmethod
     def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_rungs: int = 4) -> 'Ladder':
-        """Returns rungs of equally spaced L; the last holds anything that the limits allow.
+        """Returns ``num_rungs`` rungs of equally spaced L, and behind them one that holds anything the limits allow.
 
         Branches and targets of real dialogues take up well under half of what L would allow; lower rungs have room for
-        ROOM of it, and a batch that needs more takes the next rung.
+        ROOM of it, and a batch that needs more takes the next rung. They expect a message per answer. Each message is a
+        run of feedback with a placeholder of its own, so many short ones need more branch tokens: the rung behind.
         """
         most = limits.max_tokens
         targets = min(most, limits.max_turns * limits.max_action_tokens)
@@ -36,6 +37,8 @@ class Ladder:
             wanted = (most * i, room * branches * i, room * targets * i)
             bounds = zip(wanted, (most, branches, targets), strict=True)
             sizes.append(tuple(min(x, math.ceil(want / (num_rungs * 16)) * 16) for want, x in bounds))
+        runs = most // 2  # at most: markup or an action stands between two
+        sizes.append((most, max(branches, most * h + runs * (num_placeholder - 1)), targets))
         return cls(tuple(dict.fromkeys(sizes)))
 
     def fit(self, turns: Turns, placeholder: Sequence[int], horizon: int | str) -> tuple[tuple[int, int], Turns]:
