@@ -6,7 +6,7 @@
 The task is ``intent`` with 3 slots, 16 values, 2 of them hidden, 4 turns and sparse reward; asking is rare after the
 warm start, so that most groups tie at first. All methods of a seed start from the same warm-started weights. A placebo
 shuffles the gains inside each group: what it keeps is a bonus for having informative turns, not information about which
-ones they were. Rows are written as runs end, and (method, seed) pairs that are there are not run again.
+ones they were. Rows are written as runs end; a (method, seed, steps) that is there is not run again.
 """
 
 import argparse
@@ -31,6 +31,7 @@ METHODS = {  # name -> (estimator, baseline)
     'placebo group': ('shuffled_gain', 'group'),
 }
 RESULTS = pathlib.Path(__file__).with_name('results') / 'learning_intent.jsonl'
+POINT = 10  # updates that are one point of a curve
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # Student, by number of seeds
 
 
@@ -64,18 +65,26 @@ def run(loop, config, params, model_config) -> dict:
             half = step
     held_out, _ = loop.evaluate(state.params, jax.random.fold_in(key, build.EVAL), state.step)
     return {
+        'steps': config.steps,
         'held_out': float(held_out['success']),
         'updates_to_half': half,
         'tied_first_20': float(np.mean(tied[:20])),
         'turns': float(held_out['turns']),
-        'curve': [round(float(x), 3) for x in np.array(success).reshape(-1, 10).mean(axis=1)],
+        'curve': [round(float(x), 3) for x in np.array(success).reshape(-1, POINT).mean(axis=1)],
         'seconds': round(time.perf_counter() - start, 1),
     }
 
 
-def read() -> list[dict]:
-    """Returns the rows that are there."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def read(steps: int) -> list[dict]:
+    """Returns the rows that are there of runs of so many updates."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return [row for row in rows if row['steps'] == steps]
+
+
+def missing(steps: int, seed: int) -> list[str]:
+    """Returns the methods that have no row of a seed yet."""
+    done = {row['method'] for row in read(steps) if row['seed'] == seed}
+    return [method for method in METHODS if method not in done]
 
 
 def table(rows: list[dict]) -> str:
@@ -101,45 +110,55 @@ def table(rows: list[dict]) -> str:
     return timing.table(out)
 
 
-def main():
-    """Runs what is missing and prints the table."""
+def whole_points(text: str) -> int:
+    """Returns a number of updates that fills the points of a curve; for argparse."""
+    steps = int(text)
+    if steps < 1 or steps % POINT:
+        raise argparse.ArgumentTypeError(f'must be a multiple of {POINT}, the updates of a point of the curve')
+    return steps
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', default='1,2,3,4,5')
-    parser.add_argument('--steps', type=int, default=150)
+    parser.add_argument('--steps', type=whole_points, default=150)
     parser.add_argument('--table', action='store_true', help='print the table of what is there, run nothing')
-    args = parser.parse_args()
-    seeds = [int(seed) for seed in args.seeds.split(',')]
-    done = {(row['method'], row['seed']) for row in read()}
+    return parser.parse_args(argv)
+
+
+def run_missing(seeds: list[int], steps: int) -> None:
+    """Runs what is missing and writes its rows."""
+    print(timing.machine())
+    built = {method: build.make_loop(task(method, seeds[0], steps)) for method in METHODS}
+    for seed in seeds:
+        methods = missing(steps, seed)
+        if not methods:
+            continue
+        loop, model_config = built[methods[0]]
+        warm, key = task(methods[0], seed, steps).warmstart, loops.seed_keys(seed, 1)
+        params = loop.warm_start(
+            build.make_state(loop, model_config, key).params, key, steps=warm.steps, batch=warm.batch, lr=warm.lr,
+            progress=lambda done, loss, seed=seed: print(f'seed {seed} warm start {done} {loss:.3f}', flush=True),
+        )  # fmt: skip
+        for method in methods:
+            if method not in missing(steps, seed):
+                continue  # another process was here
+            loop, model_config = built[method]
+            row = {'method': method, 'seed': seed, **run(loop, task(method, seed, steps), params, model_config)}
+            RESULTS.parent.mkdir(exist_ok=True)
+            with RESULTS.open('a') as file:
+                file.write(json.dumps(row) + '\n')
+            print(row, flush=True)
+
+
+def main():
+    """Runs what is missing and prints the table."""
+    args = arguments()
     if not args.table:
-        print(timing.machine())
-        built = {method: build.make_loop(task(method, seeds[0], args.steps)) for method in METHODS}
-        for seed in seeds:
-            missing = [method for method in METHODS if (method, seed) not in done]
-            if not missing:
-                continue
-            config = task(missing[0], seed, args.steps)
-            loop, model_config = built[missing[0]]
-            warm, key = config.warmstart, loops.seed_keys(seed, 1)
-            params = build.make_state(loop, model_config, key).params
-            params = loop.warm_start(
-                params, key, steps=warm.steps, batch=warm.batch, lr=warm.lr,
-                progress=lambda done, loss, seed=seed: print(f'seed {seed} warm start {done} {loss:.3f}', flush=True),
-            )  # fmt: skip
-            for method in missing:
-                if (method, seed) in {(row['method'], row['seed']) for row in read()}:
-                    continue  # another process was here
-                loop, model_config = built[method]
-                row = {
-                    'method': method,
-                    'seed': seed,
-                    **run(loop, task(method, seed, args.steps), params, model_config),
-                }
-                RESULTS.parent.mkdir(exist_ok=True)
-                with RESULTS.open('a') as file:
-                    file.write(json.dumps(row) + '\n')
-                print(row, flush=True)
-    rows = read()
-    print(timing.machine() + '\n\n' + (table(rows) if rows else f'no results yet in {RESULTS.name}'))
+        run_missing([int(seed) for seed in args.seeds.split(',')], args.steps)
+    rows = read(args.steps)
+    print(f'{timing.machine()}\n\n{table(rows) if rows else f"no results of {args.steps} steps in {RESULTS.name}"}')
 
 
 if __name__ == '__main__':
