@@ -12,7 +12,8 @@ class Endpoint:
     Args:
         plan: called as plan(number, request) for the number-th request (from 0, in order of arrival); returns a text to
             answer with, or (status, headers, body), or 'DROP' to hang up, or ('SLOW', seconds, text), or ('DRIP',
-            seconds, text) to send a byte every now and then.
+            seconds, text) to send a byte of the body every now and then, or ('DRIP_ALL', seconds, text) of the headers
+            too.
     """
 
     def __init__(self, plan=lambda number, request: 'hello'):
@@ -90,7 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if what[0] == 'SLOW':
             time.sleep(what[1])
             what = what[2]
-        drip = what[1] if what[0] == 'DRIP' else 0.0
+        drip, drip_all = what[1] if what[0] in ('DRIP', 'DRIP_ALL') else 0.0, what[0] == 'DRIP_ALL'
         what = what[2] if drip else what
         status, headers, body = what if isinstance(what, tuple) else (200, {}, completion(what))
         data = body.encode()
@@ -99,16 +100,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for name, value in {'Content-Type': 'application/json', **headers}.items():
                 self.send_header(name, value)
             self.send_header('Content-Length', str(len(data)))
+            if drip_all:
+                self._drip(b''.join(self._headers_buffer), drip)
+                self._headers_buffer = []
             self.end_headers()
             if drip:
-                for byte in data:
-                    self.wfile.write(bytes([byte]))
-                    self.wfile.flush()
-                    time.sleep(drip)
+                self._drip(data, drip)
             else:
                 self.wfile.write(data)
         except OSError:
             self.close_connection = True  # the other side has lost patience
+
+    def _drip(self, data, seconds):
+        for byte in data:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(seconds)
 
     def log_message(self, *_):
         pass

@@ -1,7 +1,10 @@
 """A user behind an endpoint, against a real server that answers well and badly."""
 
+import gc
 import json
 import logging
+import threading
+import time
 
 import pytest
 
@@ -58,6 +61,7 @@ def test_reply_leaves_out_the_seed_and_the_key_when_told():
         'DROP',
         ('SLOW', 1.0, 'too late'),
         ('DRIP', 0.05, 'far too long'),
+        ('DRIP_ALL', 0.05, 'headers that never end'),
     ],
     ids=str,
 )
@@ -123,6 +127,46 @@ def test_seeds_are_those_of_the_rollout_not_of_the_moment():
                 ask(endpoint).reply(TALK, nonce=nonce)
     seeds = [request['seed'] for request in endpoint.requests]
     assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize('kind', ['DRIP', 'DRIP_ALL'])
+def test_an_answer_that_drips_takes_no_longer_than_its_time(kind):
+    """The headers alone have some 150 bytes, and every one comes before a single read is out of time."""
+    with Endpoint(lambda *_: (kind, 0.05, 'too late')) as endpoint:
+        user, start = ask(endpoint, timeout=0.3, retries=0), time.monotonic()
+        with pytest.raises(UserFailed, match=r'no whole answer within 0\.3 s'):
+            user.reply(TALK)
+        assert time.monotonic() - start < 2.0
+
+
+def test_close_turns_away_who_waits_for_an_answer():
+    with Endpoint(lambda *_: ('SLOW', 3.0, 'too late')) as endpoint:
+        user, failures = ask(endpoint, retries=0), []
+        asking = threading.Thread(target=lambda: failures.append(_failure(user)))
+        asking.start()
+        while not endpoint.requests:
+            time.sleep(0.001)
+        user.close()
+        asking.join(2.0)
+    assert len(failures) == 1 and 'the client was closed' in failures[0]
+    assert 'the client is closed' in _failure(user)
+
+
+def _failure(user):
+    with pytest.raises(UserFailed) as failure:
+        user.reply(TALK)
+    return str(failure.value)
+
+
+def test_a_user_that_nobody_closes_leaves_no_thread():
+    with Endpoint() as endpoint:
+        user = ask(endpoint)
+        user.reply(TALK)
+        thread = user._client._thread
+        del user
+        gc.collect()
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 # The key

@@ -19,13 +19,12 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from infopo_jax.users import UserFailed, without_thoughts
+from infopo_jax.users import UserFailed, http, without_thoughts
 from infopo_jax.users.limits import Pace, backoff, retry_after
 from infopo_jax.users.replay import Replay
 
 OFFICIAL = 'https://api.openai.com/v1'
 PASSING = {408, 409, 425, 429}  # client errors that may pass; so may all of 5xx
-MAX_BODY = 8 * 2**20  # bytes of an answer
 QUOTED = 300  # characters of an answer that a message repeats
 _COUNTS = (
     'calls', 'cached', 'requests', 'retries', 'retried_calls', 'failed_calls', 'prompt_tokens', 'completion_tokens',
@@ -53,7 +52,7 @@ class OpenAIUser:
         api_key_env: the variable that holds the key; '' sends none.
         temperature: of sampling.
         max_tokens: of an answer.
-        timeout: seconds that one request may take, from the start to the last byte.
+        timeout: seconds that one request may take, from the start to the last byte, however slowly it drips.
         retries: further requests of a call whose first one failed.
         patience: seconds that a call may take in all, retries and waiting included; None is no limit. Less than what a
             rollout allows its environment, so that it is the user who fails.
@@ -91,9 +90,7 @@ class OpenAIUser:
         self.temperature, self.max_tokens, self.timeout, self.retries = temperature, max_tokens, timeout, retries
         self._prices, self._send_seed = (prompt_price, completion_price), send_seed
         self._key = _key(api_key_env)
-        self._httpx = _httpx()
-        limits = self._httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._client = self._httpx.Client(timeout=timeout, limits=limits, follow_redirects=False)
+        self._client = http.Client(concurrency)
         self._replay, self._pace = Replay(cache_dir), Pace(requests_per_minute)
         self._room = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
@@ -201,9 +198,14 @@ class OpenAIUser:
             if start >= deadline:
                 raise TimeoutError
             try:
-                status, headers, content = self._post(body, min(self.timeout, deadline - start))
-            except self._httpx.RequestError as error:
-                raise _Passing(self._redact(f'{type(error).__name__}: {error}')) from None
+                status, headers, content = self._client.post(
+                    f'{self.base_url}/chat/completions',
+                    body,
+                    headers={'Authorization': f'Bearer {self._key}'} if self._key else {},
+                    seconds=min(self.timeout, deadline - start),
+                )
+            except http.NoAnswer as error:
+                raise _Passing(self._redact(str(error))) from None
             finally:
                 self._count(requests=1, request_seconds=time.monotonic() - start)
         if status in PASSING or status >= 500:
@@ -232,21 +234,6 @@ class OpenAIUser:
             yield
         finally:
             self._room.release()
-
-    def _post(self, body: dict[str, Any], seconds: float) -> tuple[int, Any, bytes]:
-        """Posts a request and reads its answer, however slowly it drips, for so long at most."""
-        headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
-        parts, size, deadline = [], 0, time.monotonic() + seconds
-        request = {'json': body, 'headers': headers, 'timeout': seconds}
-        with self._client.stream('POST', f'{self.base_url}/chat/completions', **request) as response:
-            for part in response.iter_bytes():
-                parts.append(part)
-                size += len(part)
-                if time.monotonic() > deadline:
-                    raise self._httpx.ReadTimeout(f'no whole answer within {seconds:g} s')
-                if size > MAX_BODY:
-                    raise self._httpx.ReadError(f'an answer of more than {MAX_BODY} bytes')
-            return response.status_code, response.headers, b''.join(parts)
 
     def _read(self, content: bytes) -> str:
         """Returns the text of an answer, without thoughts: they would tell the agent what it is to find out."""
@@ -308,12 +295,3 @@ def _key(variable: str) -> str:
             "or set that to '' for an endpoint that wants none"
         )
     return key
-
-
-def _httpx() -> Any:
-    """Imports the HTTP library, which only this user needs."""
-    try:
-        import httpx
-    except ImportError as error:
-        raise ValueError("the openai user needs httpx: pip install 'infopo_jax[users]'") from error
-    return httpx
