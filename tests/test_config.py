@@ -184,6 +184,21 @@ def test_env_knobs_leaves_out_what_is_not_set():
     assert set(config_lib.env_knobs(edited(env__num_slots=3))) <= set(envs.knobs('intent'))
 
 
+@pytest.mark.parametrize('name', [name for name in envs.ENVIRONMENTS if name != 'probe'])  # whose worlds have theirs
+def test_every_environment_takes_a_turn_limit(name):
+    kind = 'hosted' if hasattr(envs.constructor(name), 'tasks') else 'jitted'
+    config_lib.validate(edited(env__name=name, env__kind=kind, env__turn_limit=3))
+
+
+def test_webshop_server_takes_the_sizes_of_its_shop():
+    shop = {'env__name': 'webshop_server', 'env__kind': 'hosted'}
+    sizes = {'num_goals': 600, 'num_products': 1000}
+    config = edited(**shop, **{f'env__{knob}': value for knob, value in sizes.items()})
+    config_lib.validate(config)
+    assert config_lib.env_knobs(config) == sizes
+    assert 'config.env.num_goals = 1' in complaint(edited(**shop, env__num_goals=1))
+
+
 def test_describe_explains_every_field_in_order_of_declaration():
     rows = config_lib.describe()
     assert [field for field, _, _ in rows][:3] == ['seed', 'num_seeds', 'steps']

@@ -49,7 +49,7 @@ def test_main_takes_a_whole_call_as_an_agent_writes_it(play):
 
 
 def test_main_ends_at_the_turn_limit(play):
-    _, out, _ = play('retail', f'--task={CANCEL}', '--max_turns=2', typed=['Hello', 'Hello', 'Hello'])
+    _, out, _ = play('retail', f'--task={CANCEL}', '--turn_limit=2', typed=['Hello', 'Hello', 'Hello'])
     assert '[end: turn limit] outcome 0, no success, 2 turns' in out
 
 

@@ -133,7 +133,7 @@ def test_step_compares_the_database_with_the_gold_one():
 
 
 def test_step_truncates_without_success():
-    env, _ = start(max_turns=1)
+    env, _ = start(turn_limit=1)
     _, reward, terminated, truncated, info = env.step('Which order?')
     assert truncated and not terminated
     assert info == {'is_error': False, 'success': False, 'outcome': 0.0} and reward == 0.0
@@ -142,7 +142,7 @@ def test_step_truncates_without_success():
 def test_step_needs_a_running_episode():
     with pytest.raises(ValueError, match='call reset'):
         Retail().step('hello')
-    env, _ = start(max_turns=1)
+    env, _ = start(turn_limit=1)
     env.step('hello')
     with pytest.raises(ValueError, match='call reset'):
         env.step('hello')
@@ -190,10 +190,10 @@ def test_reset_draws_a_training_task_by_default():
 
 
 def test_retail_knobs():
-    assert Retail(level=2).max_turns == 8
+    assert Retail(level=2).max_turns == 8 and Retail(level=2, turn_limit=5).max_turns == 5
     full = Retail(brief=False).reset()[0][0]['content']
     assert len(full) > 1000 and 'get_customer' in full
-    for knobs in ({'level': 4}, {'max_turns': 0}):
+    for knobs in ({'level': 4}, {'turn_limit': 0}):
         with pytest.raises(ValueError, match='must be'):
             Retail(**knobs)
 

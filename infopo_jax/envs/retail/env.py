@@ -13,7 +13,7 @@ from infopo_jax.envs.tools import parse
 from infopo_jax.users import User
 from infopo_jax.users.styles import check_style
 
-_MAX_TURNS = {1: 6, 2: 8, 3: 12}
+_TURN_LIMIT = {1: 6, 2: 8, 3: 12}
 
 
 class Retail:
@@ -30,7 +30,7 @@ class Retail:
     Args:
         level: 1, 2 or 3.
         brief: a system prompt of a few lines, for tiny models; else a full policy.
-        max_turns: turns of the agent; None takes the level's default (6, 8, 12).
+        turn_limit: turns of the agent; None takes the level's default (6, 8, 12).
         user_style: how the scripted customer talks; see ``users.styles``.
         user: who answers the agent's questions instead of the script; see ``ModelUser``.
 
@@ -46,14 +46,14 @@ class Retail:
         level: int = 1,
         *,
         brief: bool = True,
-        max_turns: int | None = None,
+        turn_limit: int | None = None,
         user_style: str = 'plain',
         user: User | None = None,
     ):
         if level not in LEVELS:
             raise ValueError(f'level must be one of {LEVELS}, got {level!r}')
-        if max_turns is not None and max_turns < 1:
-            raise ValueError(f'max_turns must be at least 1 or None, got {max_turns!r}')
+        if turn_limit is not None and turn_limit < 1:
+            raise ValueError(f'turn_limit must be at least 1 or None, got {turn_limit!r}')
         check_style(user_style)
         if user is not None and user_style != 'plain':
             raise ValueError(f'user_style={user_style!r} is for the scripted user; leave it away, or config.user')
@@ -61,7 +61,7 @@ class Retail:
         self.brief = brief
         self.user_style = user_style
         self._player = user
-        self.max_turns = _MAX_TURNS[level] if max_turns is None else max_turns
+        self.max_turns = _TURN_LIMIT[level] if turn_limit is None else turn_limit
         self._user: ScriptedUser | None = None
 
     def tasks(self, split: str) -> list[str]:
@@ -149,4 +149,4 @@ class Retail:
 
         Its customer is the script: examples are many, and teach no more than syntax.
         """
-        return Retail(self.level, brief=self.brief, max_turns=self.max_turns, user_style=self.user_style)
+        return Retail(self.level, brief=self.brief, turn_limit=self.max_turns, user_style=self.user_style)

@@ -131,7 +131,7 @@ class Site:
         except urllib.error.HTTPError as error:
             raise ConnectionError(
                 f'the WebShop server answered {url} with {error.code}; if it has fewer goals than the task asks for, '
-                'set num_goals to what it prints at its start'
+                'set config.env.num_goals to what it prints at its start'
             ) from error
         except OSError as error:  # refused, unknown host, timeout
             raise ConnectionError(f'no WebShop server answers at {self._address} ({error}): {_START}') from error
