@@ -23,17 +23,7 @@ INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
 def make_loop(config: Any) -> tuple[Any, LMConfig]:
     """Returns the loop of a config's environment and kind of rollout, and the model's architecture."""
     knobs = config_lib.env_knobs(config) | build_user.make_user(config)
-    group_size = config.batch.group_size
-    sizes = loops.Sizes(
-        num_prompts=config.batch.prompts,
-        group_size=group_size,
-        eval_groups=max(1, config.eval.episodes // group_size),
-        look_groups=-(-config.log.rollouts // group_size),
-        temperature=config.rollout.temperature,
-        eval_temperature=config.eval.temperature,
-        eval_truncation={name: config.eval[name] for name in ('top_k', 'top_p', 'min_p')},
-        max_bad_actions=config.rollout.max_bad_actions,
-    )
+    sizes = make_sizes(config)
     mesh = make_mesh(config, sizes)
     env = envs.make(config.env.name, **knobs)
     if config.env.kind == 'jitted':
@@ -52,6 +42,21 @@ def make_loop(config: Any) -> tuple[Any, LMConfig]:
     build_user.bind_user(config, knobs.get('user'), chat, rule)
     make_env = functools.partial(envs.make, config.env.name, **knobs)
     return _hosted_loop(config, make_env, chat, rule, sizes, knobs.get('user')), model_config
+
+
+def make_sizes(config: Any) -> loops.Sizes:
+    """Returns how much a run rolls out."""
+    group_size = config.batch.group_size
+    return loops.Sizes(
+        num_prompts=config.batch.prompts,
+        group_size=group_size,
+        eval_groups=max(1, config.eval.episodes // group_size),
+        look_groups=-(-config.log.rollouts // group_size),
+        temperature=config.rollout.temperature,
+        eval_temperature=config.eval.temperature,
+        eval_truncation={name: config.eval[name] for name in ('top_k', 'top_p', 'min_p')},
+        max_bad_actions=config.rollout.max_bad_actions,
+    )
 
 
 def make_chat(config: Any, env: Any) -> Chat:
@@ -121,11 +126,11 @@ def make_mesh(config: Any, sizes: loops.Sizes) -> jax.sharding.Mesh:
             'front of every weight and row, which is not divided; set config.mesh.data, fsdp and tensor to 1, or start '
             'a run per seed'
         )
-    sharding.check_rows(mesh, _rows(config, sizes))
+    sharding.check_rows(mesh, count_rows(config, sizes))
     return mesh
 
 
-def _rows(config, sizes) -> dict[str, int]:
+def count_rows(config: Any, sizes: loops.Sizes) -> dict[str, int]:
     """Returns how many rows each program of a run divides over its mesh, by what they are."""
     prompts, group, updates = sizes.num_prompts, sizes.group_size, config.updates
     count = prompts // updates.minibatches * group // updates.microbatches
