@@ -24,6 +24,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
     'optim.decay': ('constant', 'cosine'),
 }
 
+# user -> its fields of config.user; users.knobs(name) are the same, but to ask for them imports JAX
+USER_FIELDS: dict[str, tuple[str, ...]] = {
+    'scripted': (),
+    'openai': (
+        'model', 'base_url', 'api_key_env', 'temperature', 'max_tokens', 'timeout', 'retries', 'patience',
+        'concurrency', 'requests_per_minute', 'cache_dir', 'prompt_price', 'completion_price', 'send_seed',
+    ),
+    'policy': (
+        'weights', 'path', 'temperature', 'max_tokens', 'max_prompt_tokens', 'concurrency', 'retries', 'patience',
+    ),
+}  # fmt: skip
+
 # (interval, fields); a square bracket includes the bound, a round one does not. None as a value is never checked.
 RANGES: tuple[tuple[str, str], ...] = (
     ('[0, inf]', 'seed steps profile info.horizon rollout.slots warmstart.steps eval.interval log.rollouts'),
@@ -159,11 +171,19 @@ def _bad_user(fields: Fields) -> Iterator[str]:
     for field in ('user.patience', 'user.timeout'):
         if fields[field] is not None and fields[field] >= most:
             yield _line(fields, field, f'must be below config.rollout.call_seconds = {most:g}, or raise that')
-    if fields['user.name'] != 'policy':
-        for field in ('user.weights', 'user.path', 'user.max_prompt_tokens'):
-            if fields[field] is not None:
-                yield _line(fields, field, "is for config.user.name = 'policy'; set that, or leave it away")
-    elif fields['user.path'] is not None and fields['user.weights'] == 'current':
+    model = fields['user.model']
+    name = fields['user.name'] or ('scripted' if model is None else 'openai')
+    for field, value in fields.items():
+        section, _, knob = field.partition('.')
+        if section == 'user' and knob not in ('name', *USER_FIELDS[name]) and value is not None:
+            others = [repr(other) for other, knobs in USER_FIELDS.items() if knob in knobs]
+            needed = ' and config.user.model' if others == ["'openai'"] and model is None else ''
+            yield _line(
+                fields, field, f'is for config.user.name = {" or ".join(others)}; set that{needed}, or leave it away'
+            )
+    if name == 'openai' and model is None:
+        yield _line(fields, 'user.model', "must be the model's name at the endpoint for config.user.name = 'openai'")
+    if name == 'policy' and fields['user.path'] is not None and fields['user.weights'] == 'current':
         yield _line(fields, 'user.weights', "must be 'frozen' or None: what config.user.path names does not train")
 
 

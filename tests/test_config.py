@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from infopo_jax import config as config_lib, config_rules, envs, estimators
+from infopo_jax import config as config_lib, config_rules, envs, estimators, users
 from infopo_jax.config import base_config
 
 CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
@@ -29,6 +29,14 @@ def complaint(config):
     with pytest.raises(ValueError) as error:
         config_lib.validate(config)
     return str(error.value)
+
+
+def test_user_fields_are_the_knobs_of_the_users():
+    declared = {field.removeprefix('user.') for field in config_lib.field_types() if field.startswith('user.')}
+    assert list(config_rules.USER_FIELDS) == list(users.USERS) == list(config_rules.CHOICES['user.name'])
+    assert declared == {'name'}.union(*config_rules.USER_FIELDS.values())
+    for name, fields in config_rules.USER_FIELDS.items():
+        assert set(fields) == set(users.knobs(name)), name
 
 
 def test_base_config_is_locked_and_valid():
@@ -75,8 +83,28 @@ def test_validate_accepts_the_configs_that_ship(path):
         ({'env__level': 1}, ['config.env.level = 1', "'intent' has no such knob", 'num_slots']),
         ({'env__kind': 'hosted'}, ["config.env.kind = 'hosted'", "'intent' is jitted"]),
         ({'info__placeholder': ''}, ["config.info.placeholder = ''", 'not be empty']),
-        ({'user__patience': 120.0}, ['config.user.patience = 120.0', 'below config.rollout.call_seconds = 120']),
-        ({'user__timeout': 60.0, 'rollout__call_seconds': 50.0}, ['config.user.timeout = 60.0', 'call_seconds = 50']),
+        (
+            {'user__model': 'x', 'user__patience': 120.0},
+            ['config.user.patience = 120.0', 'below config.rollout.call_seconds = 120'],
+        ),
+        (
+            {'user__model': 'x', 'user__timeout': 60.0, 'rollout__call_seconds': 50.0},
+            ['config.user.timeout = 60.0', 'call_seconds = 50'],
+        ),
+        (
+            {'user__name': 'scripted', 'user__model': 'gpt-4o-mini'},
+            ["config.user.model = 'gpt-4o-mini'", "is for config.user.name = 'openai'; set that, or leave it away"],
+        ),
+        (
+            {'user__base_url': 'http://localhost:8000/v1'},
+            ["config.user.base_url = 'http", "config.user.name = 'openai'; set that and config.user.model, or leave"],
+        ),
+        (
+            {'user__temperature': 0.5},
+            ["is for config.user.name = 'openai' or 'policy'"],
+        ),
+        ({'user__name': 'openai'}, ['config.user.model = None', "must be the model's name at the endpoint"]),
+        ({'user__name': 'policy', 'user__send_seed': False}, ['config.user.send_seed = False', "= 'openai'"]),
     ],
 )
 def test_validate_names_field_value_and_constraint(fields, words):

@@ -210,7 +210,10 @@ def test_constructor_refuses_what_cannot_be_meant(monkeypatch):
 
 def test_make_knows_users_by_name(monkeypatch):
     monkeypatch.setenv('TEST_KEY', KEY)
-    assert users.make('scripted', model=None, temperature=1.0) is None
+    assert users.make('scripted', model=None) is None
+    for name in ('model', 'nonsense'):
+        with pytest.raises(ValueError, match=f"user 'scripted' has no knob '{name}'; it has none"):
+            users.make('scripted', **{name: 'gpt-4o'})
     user = users.make('openai', model='tiny', api_key_env='TEST_KEY', temperature=None, retries=2)
     assert (user.model, user.temperature, user.retries) == ('tiny', 1.0, 2)
     with pytest.raises(ValueError, match="unknown user 'opneai', did you mean 'openai'"):

@@ -245,7 +245,10 @@ def test_withdraw_turns_away_who_still_waits(make, monkeypatch):
     [
         ({'user.name': 'police'}, "config.user.name = 'police': did you mean 'policy'"),
         ({'user.weights': 'old'}, "config.user.weights = 'old': did you mean"),
-        ({'user.name': 'openai', 'user.weights': 'frozen'}, "config.user.weights = 'frozen': is for config.user.name"),
+        (
+            {'user.name': 'openai', 'user.model': 'x', 'user.weights': 'frozen'},
+            "config.user.weights = 'frozen': is for config.user.name = 'policy'; set that, or leave it away",
+        ),
         ({'user.path': 'mine'}, "config.user.path = 'mine': is for config.user.name = 'policy'"),
         (
             {'user.name': 'policy', 'user.path': 'mine', 'user.weights': 'current'},

@@ -55,23 +55,21 @@ def make(name: str, **knobs: Any) -> User | None:
 
     Args:
         name: a key of ``USERS``.
-        **knobs: keywords of its constructor. None keeps its default; those that it does not have must be None.
+        **knobs: keywords of its constructor ('scripted' has none). None keeps its default; those that it does not have
+            must be None.
 
     Raises:
         ValueError: unknown name (with the nearest one) or knob, or a value that the user refuses.
     """
     constructor = _constructor(name)
-    if constructor is None:
-        return None
     knobs = {knob: value for knob, value in knobs.items() if value is not None}
-    valid = inspect.signature(constructor).parameters
+    valid = _parameters(constructor)
     unknown = [knob for knob in knobs if knob not in valid]
     if unknown:
-        nearest = difflib.get_close_matches(unknown[0], valid, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f'user {name!r} has no knob {unknown[0]!r}, did you mean {nearest!r}? Its knobs: {list(valid)}'
-        )
-    return constructor(**knobs)
+        nearest = difflib.get_close_matches(unknown[0], valid, n=1, cutoff=0.0)
+        hint = f', did you mean {nearest[0]!r}? Its knobs: {valid}' if nearest else '; it has none: leave that away'
+        raise ValueError(f'user {name!r} has no knob {unknown[0]!r}{hint}')
+    return None if constructor is None else constructor(**knobs)
 
 
 def knobs(name: str) -> list[str]:
@@ -80,7 +78,10 @@ def knobs(name: str) -> list[str]:
     Raises:
         ValueError: unknown name, with the nearest one.
     """
-    constructor = _constructor(name)
+    return _parameters(_constructor(name))
+
+
+def _parameters(constructor: Callable[..., User] | None) -> list[str]:
     return [] if constructor is None else list(inspect.signature(constructor).parameters)
 
 
