@@ -51,7 +51,7 @@ def make_sizes(config: Any) -> loops.Sizes:
         num_prompts=config.batch.prompts,
         group_size=group_size,
         eval_groups=max(1, config.eval.episodes // group_size),
-        look_groups=-(-config.log.rollouts // group_size),
+        look_groups=max(1, -(-config.log.rollouts // group_size)),  # no program takes none
         temperature=config.rollout.temperature,
         eval_temperature=config.eval.temperature,
         eval_truncation={name: config.eval[name] for name in ('top_k', 'top_p', 'min_p')},

@@ -33,7 +33,7 @@ class Sizes:
     num_prompts: int  # P
     group_size: int  # G
     eval_groups: int
-    look_groups: int  # groups of the evaluation that are scored for the report
+    look_groups: int  # groups of the evaluation that are scored for the report, at least 1
     temperature: float
     eval_temperature: float
     max_bad_actions: int
@@ -244,7 +244,7 @@ class HostedLoop:
         draw = {'temperature': self.sizes.eval_temperature, **self.sizes.eval_truncation}
         turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
-        first = jax.tree.map(lambda a: a[: max(1, self.sizes.look_groups) * self.sizes.group_size], turns)
+        first = jax.tree.map(lambda a: a[: self.sizes.look_groups * self.sizes.group_size], turns)
         (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
         look = self._look(params, first, key, step, branch_len=branch_len, target_len=target_len)
         return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)

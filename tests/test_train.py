@@ -189,6 +189,12 @@ def test_main_stops_after_bad_updates_in_a_row_and_says_why(whole, tmp_path, mon
     assert rows_of(workdir)[-1]['step'] == steps + 5 and rows_of(workdir)[-1]['loss'] == 'NaN'
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_main_evaluates_where_no_sample_rollouts_are_wanted(kind, tmp_path):
+    metrics = train.main(config_of(kind, **{'log.rollouts': 0, 'steps': 0}), tmp_path)
+    assert 0 <= metrics['success'] <= 1 and not (tmp_path / 'rollouts.jsonl').exists()
+
+
 def test_main_trains_several_seeds_in_one_program(tmp_path):
     metrics = train.main(config_of('jitted', **{'num_seeds': 2, 'steps': 2, 'eval.interval': 0}), tmp_path)
     assert metrics['success'].shape == (2,)
