@@ -57,8 +57,8 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
 
         # --- Train. Until here there was nothing to save; from here on SIGTERM saves.
         step = step_of(state)
-        profile = _Profile(workdir, first=step + 2, count=config.profile)
-        with _Terminated() as terminated:
+        profile = _Profile(workdir, first=step + 2, count=config.profile, last=config.steps)
+        with profile, _Terminated() as terminated:
             while step < config.steps and not terminated.asked:
                 profile.before(step + 1)
                 state, step_metrics, clock = loop.step(state)  # rollout, score, credit, update
@@ -239,16 +239,31 @@ class _Terminated:
 
 
 class _Profile:
-    """Traces ``count`` steps from ``first`` on into workdir/profile."""
+    """Traces ``count`` steps from ``first`` on, none beyond ``last``, into workdir/profile; what is begun is ended."""
 
-    def __init__(self, workdir: str, *, first: int, count: int):
-        self._folder, self._first, self._last = pathlib.Path(workdir) / 'profile', first, first + count - 1
+    def __init__(self, workdir: str, *, first: int, count: int, last: int):
+        self._folder, self._steps = pathlib.Path(workdir) / 'profile', range(first, min(first + count - 1, last) + 1)
+        self._done: int | None = None  # traced steps; None: no trace is under way
+
+    def __enter__(self):
+        return self
 
     def before(self, step: int):
-        if self._first <= self._last and step == self._first:
+        if self._steps and step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder))
+            self._done = 0
 
     def after(self, step: int):
-        if self._first <= self._last and step == self._last:
-            jax.profiler.stop_trace()
-            print(f'profile of steps {self._first} to {self._last}: {self._folder}')
+        if step in self._steps:
+            self._done += 1
+        if self._steps and step == self._steps[-1]:
+            self._end()
+
+    def __exit__(self, *_):
+        if self._done is not None:  # the run ended before its time
+            self._end()
+
+    def _end(self):
+        jax.profiler.stop_trace()
+        print(f'profile of {self._done} steps from {self._steps[0]} on: {self._folder}')
+        self._done = None

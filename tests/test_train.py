@@ -189,6 +189,44 @@ def test_main_stops_after_bad_updates_in_a_row_and_says_why(whole, tmp_path, mon
     assert rows_of(workdir)[-1]['step'] == steps + 5 and rows_of(workdir)[-1]['loss'] == 'NaN'
 
 
+@pytest.fixture
+def traces(monkeypatch):
+    """Lists when a trace begins and ends."""
+    calls = []
+    monkeypatch.setattr(train.jax.profiler, 'start_trace', lambda folder: calls.append('start'))
+    monkeypatch.setattr(train.jax.profiler, 'stop_trace', lambda: calls.append('stop'))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('count', 'steps', 'wanted'),
+    [
+        (2, 6, [1, 'start', 2, 3, 'stop', 4, 5, 6]),
+        (5, 5, [1, 'start', 2, 3, 4, 5, 'stop']),
+        (1, 1, [1]),
+        (0, 3, [1, 2, 3]),
+    ],
+)
+def test_a_profile_begins_at_the_second_step_and_ends_with_the_run(traces, tmp_path, count, steps, wanted):
+    with train._Profile(tmp_path, first=2, count=count, last=steps) as profile:
+        for step in range(1, steps + 1):
+            profile.before(step)
+            traces.append(step)
+            profile.after(step)
+    assert traces == wanted
+
+
+def test_main_ends_the_profile_of_a_run_that_breaks_off(traces, tmp_path, monkeypatch, capsys):
+    def stopped(config, step, metrics):
+        if step == 3:
+            raise train.TrainingStopped
+
+    monkeypatch.setattr(train, '_stop_if_broken', stopped)
+    with pytest.raises(train.TrainingStopped):
+        train.main(config_of('jitted', **{'steps': 9, 'profile': 5, 'eval.interval': 0}), tmp_path)
+    assert traces == ['start', 'stop'] and 'profile of 2 steps from 2 on' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_main_evaluates_where_no_sample_rollouts_are_wanted(kind, tmp_path):
     metrics = train.main(config_of(kind, **{'log.rollouts': 0, 'steps': 0}), tmp_path)
