@@ -20,6 +20,7 @@ import optax
 from infopo_jax import sharding
 from infopo_jax.envs.array import ArrayEnv, Example
 from infopo_jax.envs.text import Message, Teachable
+from infopo_jax.envs.tools import native
 from infopo_jax.lm import attention, head
 from infopo_jax.lm.chat import Chat
 
@@ -104,16 +105,38 @@ def array_steps(
     return run
 
 
-def render_example(chat: Chat, messages: list[Message], target: str) -> tuple[list[int], int]:
-    """Returns the ids of one transition, laid out as in a rollout, and how many of them, at the end, are the target."""
+def tools_of(env: Teachable) -> list[dict] | None:
+    """Returns the tools that an environment shows in its opening, which are those of all its tasks."""
+    _, info = env.reset(options={'task': env.tasks('train')[0]})
+    getattr(env, 'close', lambda: None)()
+    return info.get('tools')
+
+
+def render_example(
+    chat: Chat, messages: list[Message], target: str, tools: list[dict] | None = None
+) -> tuple[list[int], int]:
+    """Renders one transition as a rollout lays it out: tools in the prompt, calls in the layout of the chat.
+
+    Args:
+        chat: renders.
+        messages: an opening, then actions, in Hermes layout, with their answers.
+        target: the action that follows.
+        tools: that the opening shows.
+
+    Returns:
+        Its ids, and how many of them, at the end, are the target.
+    """
     turns = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
     first = turns[0] if turns else len(messages)
-    ids = chat.prompt(messages[:first])
+
+    def said(text):
+        return [*chat.encode_action(native(text, chat.tool_format)), chat.stop_id]
+
+    ids = chat.prompt(messages[:first], tools)
     for start, end in itertools.pairwise([*turns, len(messages)]):
-        ids += [*chat.encode_action(messages[start]['content']), chat.stop_id]
-        ids += chat.reply(messages[start + 1 : end])[0]
-    said = [*chat.encode_action(target), chat.stop_id]
-    return ids + said, len(said)
+        ids += said(messages[start]['content']) + chat.reply(messages[start + 1 : end])[0]
+    last = said(target)
+    return ids + last, len(last)
 
 
 def text_batches(
@@ -136,11 +159,11 @@ def text_batches(
     Raises:
         ValueError: the limits leave no example.
     """
-    rng = random.Random(f'warm start {seed}')
+    rng, tools = random.Random(f'warm start {seed}'), tools_of(env)
     while True:
         drawn, refused = [], 0
         while len(drawn) < pool * batch:
-            ids, said = render_example(chat, *env.example(rng))
+            ids, said = render_example(chat, *env.example(rng), tools)
             if len(ids) <= max_len and said <= max_targets:
                 drawn.append((ids, said))
             else:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from infopo_jax.envs.schema import problem
-from infopo_jax.envs.tools import FORMATS, Action, canonical, check, parse, quote, render
+from infopo_jax.envs.tools import FORMATS, Action, canonical, check, native, parse, quote, render
 
 SCHEMAS = [
     {
@@ -125,6 +125,27 @@ LAYOUTS = {
     'llama3': '{"name": "get_order", "parameters": {"order": "order_3"}}',
     'mistral': '[TOOL_CALLS] [{"name": "get_order", "arguments": {"order": "order_3"}, "id": "abcdefghi"}]',
 }
+
+
+@pytest.mark.parametrize(
+    ('format', 'beside', 'alone'),
+    [
+        ('hermes', f'which one?{LAYOUTS["hermes"]}', LAYOUTS['hermes']),
+        ('text', f'which one?{LAYOUTS["hermes"]}', LAYOUTS['hermes']),
+        ('llama3', f'which one?<|python_tag|>{LAYOUTS["llama3"]}', LAYOUTS['llama3']),
+        ('mistral', f'which one?{LAYOUTS["mistral"]}', LAYOUTS['mistral']),
+    ],
+)
+def test_native_writes_a_call_as_the_layout_has_it(format, beside, alone):
+    beside, alone = (text.replace(', "id": "abcdefghi"', '') for text in (beside, alone))
+    said = LAYOUTS['hermes']
+    assert native(said, format) == alone and native(f'which one?{said}', format) == beside
+    thought = f'<think>{said}</think>'  # no call
+    assert native(f'{thought}\n{said}', format) == f'{thought}{"" if format == "llama3" else chr(10)}{alone}'
+    for text in ('', 'which one?', '<tool_call>', '<tool_call>{</tool_call>', thought):
+        assert native(text, format) == text
+    with pytest.raises(ValueError, match='format must be one of'):
+        native('', 'xml')
 
 
 @pytest.mark.parametrize('format', LAYOUTS)
@@ -343,3 +364,12 @@ def test_parse_never_raises_for_any_json(name, arguments):
 @given(st.text() | st.sampled_from(['</tool_call>', '<think>', '<tool_call>x', 'a</think>b']))
 def test_parse_inverts_render(value):
     assert parse(render('get_order', {'order': value}), SCHEMAS).arguments == {'order': value}
+
+
+SAID = st.sampled_from(['', 'which one? ', 'a { b', '<think>{"name": 1}</think>', '<think>hm</think>\n\nso: '])
+
+
+@given(SAID, st.text(), st.dictionaries(st.text(), JSON, max_size=3), st.sampled_from(list(FORMATS)))
+def test_canonical_inverts_native(said, name, arguments, format):
+    text = said + render(name, arguments)
+    assert canonical(native(text, format), format) == text

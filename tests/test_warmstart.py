@@ -22,6 +22,12 @@ ENV = Probe(probe='first_turn')
 class Teacher:
     """Text transitions of one to three actions; some are long."""
 
+    def tasks(self, split):
+        return ['red']
+
+    def reset(self, *, seed=0, options=None):
+        return 'which colour', {}
+
     def example(self, rng):
         messages = [{'role': 'user', 'content': 'which colour'}]
         for _ in range(rng.randrange(3)):

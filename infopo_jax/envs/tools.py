@@ -6,8 +6,9 @@
     mistral   [TOOL_CALLS] [{"name": "get_order", "arguments": {"order": "order_3"}, "id": "abcdefghi"}]
     text      no calls
 
-``canonical`` rewrites every layout into the first one. A rollout does so before an environment hears the text, so that
-an environment that calls ``parse(text, schemas)`` serves a model of any layout.
+``canonical`` rewrites every layout into the first one, and ``native`` the first one into any. A rollout does the former
+before an environment hears the text, so that an environment that calls ``parse(text, schemas)`` serves a model of any
+layout; a warm start does the latter with the examples of an environment.
 
 Whatever the input, ``parse`` returns an ``Action``; what is wrong with a call stands in ``Action.error``, in words that
 an agent can act on. Sources: https://qwen.readthedocs.io/en/latest/framework/function_call.html,
@@ -23,12 +24,13 @@ from typing import Any
 
 from infopo_jax.envs.schema import Schema, nearest, problem, quote
 
-__all__ = ['FORMATS', 'Action', 'canonical', 'check', 'parse', 'quote', 'render']
+__all__ = ['FORMATS', 'Action', 'canonical', 'check', 'native', 'parse', 'quote', 'render']
 
 _OPEN, _CLOSE = '<tool_call>', '</tool_call>'
 _PYTHON, _CALLS = '<|python_tag|>', '[TOOL_CALLS]'
 _THINK = re.compile(r'<think>(.*?)</think>', re.DOTALL)
 _TAGS = (_OPEN, _CLOSE, '<think>', '</think>')
+_CALL = re.compile(f'{_OPEN}(.*?){_CLOSE}', re.DOTALL)
 _PATH = 64  # characters of a place inside an argument that an error repeats
 
 
@@ -60,14 +62,30 @@ def canonical(text: str, format: str) -> str:
     Raises:
         ValueError: an unknown layout.
     """
-    if format not in FORMATS:
-        raise ValueError(f'format must be one of {", ".join(FORMATS)}, got {format!r}')
+    _check_format(format)
     thought, closed, visible = text.rpartition('</think>')
     find = FORMATS[format]
     if find is None or '<think>' in visible:  # nothing to rewrite, or a thought that does not end
         return text
     said, bodies = find(visible)
     return thought + closed + said + ''.join(_OPEN + body + _CLOSE for body in bodies)
+
+
+def native(text: str, format: str) -> str:
+    """Rewrites an agent's turn from Hermes layout into another, as a model of that layout would say it.
+
+    ``canonical`` reads the same calls out of it. A turn without a call that can be read stays as it is; so does every
+    turn where the layout knows no calls.
+
+    Raises:
+        ValueError: an unknown layout.
+    """
+    _check_format(format)
+    thought, closed, visible = text.rpartition('</think>')
+    calls = [_read(body) for body in _CALL.findall(visible)]
+    if format not in _WRITERS or not calls or not all(isinstance(call, dict) for call in calls):
+        return text
+    return thought + closed + _WRITERS[format](_CALL.sub('', visible), calls)
 
 
 def parse(text: str, schemas: Sequence[Schema], format: str = 'hermes') -> Action:
@@ -129,6 +147,11 @@ def check(name: str, arguments: dict[str, Any], schemas: Sequence[Schema]) -> st
         if found:
             return f'argument {quote(key + found[0], _PATH)} of {name} {found[1]}'
     return None
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f'format must be one of {", ".join(FORMATS)}, got {format!r}')
 
 
 def _split_thought(text: str) -> tuple[str, str, str | None]:
@@ -226,6 +249,18 @@ def _find_mistral(text: str) -> tuple[str, list[str]]:
     return said, [_rewritten(call) for call in (calls if isinstance(calls, list) else [calls])] or ['']
 
 
+def _write_llama3(said: str, calls: list[dict]) -> str:
+    """Undoes ``_find_llama3``."""
+    renamed = [{('parameters' if key == 'arguments' else key): value for key, value in call.items()} for call in calls]
+    text = '; '.join(map(_dump, renamed))
+    return said + _PYTHON + text if said.strip() else text
+
+
+def _write_mistral(said: str, calls: list[dict]) -> str:
+    """Undoes ``_find_mistral``."""
+    return f'{said}{_CALLS} {_dump(calls)}'
+
+
 # How calls are found in a layout that is not Hermes's: text -> (text beside them, the JSON of each).
 FORMATS: dict[str, Callable[[str], tuple[str, list[str]]] | None] = {
     'hermes': None,
@@ -233,3 +268,6 @@ FORMATS: dict[str, Callable[[str], tuple[str, list[str]]] | None] = {
     'mistral': _find_mistral,
     'text': None,
 }
+
+# How they are written there: (text beside them, calls) -> text.
+_WRITERS: dict[str, Callable[[str, list[dict]], str]] = {'llama3': _write_llama3, 'mistral': _write_mistral}
