@@ -121,12 +121,20 @@ def _restore(config, workdir, loop, model_config, key, checkpointer):
     saved = checkpointer.config()
     if saved is not None:
         config_lib.check_resume(saved, config)
+        _write_config(config, workdir)
         return _read(config, loop, model_config, key, checkpointer.restore), False
     for name in ('metrics.jsonl', 'rollouts.jsonl'):  # a run that died before its first checkpoint
         (pathlib.Path(workdir) / name).unlink(missing_ok=True)
-    path = pathlib.Path(workdir) / 'config.json'
-    path.write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n', encoding='utf-8')
+    _write_config(config, workdir)
     return build.make_state(loop, model_config, key, base=build.load_base(config, loop)), True
+
+
+def _write_config(config, workdir):
+    """Writes config.json, what evaluation, export and chat begin with, whole at any moment."""
+    path = pathlib.Path(workdir) / 'config.json'
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(config_lib.to_dict(config), indent=2) + '\n', encoding='utf-8')
+    part.replace(path)
 
 
 def _read(config, loop, model_config, key, restore):

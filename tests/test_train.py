@@ -86,6 +86,10 @@ def rows_of(workdir, name='metrics.jsonl'):
     return [{field: value for field, value in row.items() if field != 'time'} for row in read_jsonl(workdir / name)]
 
 
+def config_in(workdir):
+    return config_lib.from_dict(json.loads((workdir / 'config.json').read_text()))
+
+
 @pytest.fixture(scope='module', params=KINDS)
 def whole(request, folder, launch):
     """A run that nobody interrupts: its kind, folder and output."""
@@ -122,7 +126,7 @@ def test_main_leaves_metrics_rollouts_checkpoints_and_a_report(whole):
     assert {row['step'] for row in samples} == {row['step'] for row in evals} and samples[0]['turns'][0]['tokens']
     assert (workdir / 'report.html').stat().st_size > 10_000
     assert (workdir / 'tensorboard').exists() == (kind == 'jitted')
-    assert config_lib.from_dict(json.loads((workdir / 'config.json').read_text())) == config_of(kind)
+    assert config_in(workdir) == config_of(kind)
     assert str(steps) in os.listdir(workdir / 'checkpoints')
     assert 'parameters' in out and f'{steps}/{steps}' in out and 'warm start' in out and 'Traceback' not in out
 
@@ -160,11 +164,12 @@ def test_main_lists_what_differs_from_the_checkpoint(whole, tmp_path):
     kind, wanted, _ = whole
     workdir = shutil.copytree(wanted, tmp_path / 'run')
     before = (workdir / 'metrics.jsonl').read_bytes()
+    own = config_in(workdir)
     with pytest.raises(ValueError, match='does not match the checkpoint') as error:
         train.main(config_of(kind, **{'optim.lr': 0.5, 'model.dim': 32, 'steps': 99}), workdir)
     text = str(error.value)
     assert 'optim.lr: 0.0003 in the checkpoint, 0.5 now' in text and 'model.dim: 16' in text and 'steps' not in text
-    assert (workdir / 'metrics.jsonl').read_bytes() == before
+    assert (workdir / 'metrics.jsonl').read_bytes() == before and config_in(workdir) == own
 
 
 def test_main_stops_after_bad_updates_in_a_row_and_says_why(whole, tmp_path, monkeypatch):
@@ -240,5 +245,7 @@ def test_main_trains_several_seeds_in_one_program(tmp_path):
     assert [(row['step'], row['phase']) for row in rows] == [(0, 'eval'), (1, 'train'), (2, 'train'), (2, 'eval')]
     assert all(len(row['entropy']) == 2 and row['entropy'][0] != row['entropy'][1] for row in rows[1:3])
     assert (tmp_path / 'report.html').exists() and rows_of(tmp_path, 'rollouts.jsonl')
-    again = train.main(config_of('jitted', **{'num_seeds': 2, 'steps': 2, 'eval.interval': 0}), tmp_path)
+    other = config_of('jitted', **{'num_seeds': 2, 'steps': 2, 'eval.interval': 0, 'eval.episodes': 8})
+    again = train.main(other, tmp_path)
     assert again == {} and rows_of(tmp_path) == rows
+    assert config_in(tmp_path) == other, 'what evaluation and chat begin with'
