@@ -1,17 +1,29 @@
 """Attacks on the sandbox: the run goes on, and no right value comes of them."""
 
 import os
+import pathlib
+import shutil
 import socket
+import tempfile
 import time
 
 import pytest
 from sandboxed import CALLS, DOUBLE, function, needs_walls, values
 
-from infopo_jax.envs import sandbox
+from infopo_jax.envs import sandbox, sandbox_walls
 from infopo_jax.envs.sandbox import Call, Limits, agree, run
 from infopo_jax.envs.sandbox_walls import KINDS
 
 pytestmark = needs_walls
+
+
+@pytest.fixture(scope='module', autouse=True)
+def server():
+    """Runs the tests in a server of their own, so that nothing is left of it behind them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, '_SERVER', sandbox._Server())
+        yield
+        sandbox._SERVER.close()
 
 
 @pytest.mark.parametrize(
@@ -196,14 +208,98 @@ def test_run_gives_each_worker_a_user_id_of_its_own():
     assert len({function('import os\nreturn os.getuid()').value for _ in range(3)}) == 3
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_walls_hold_of_every_kind(kind):
+def behind(kind, code, call, limits=None):
+    """Runs a call behind walls of a kind; skips the test where there are none."""
     if kind != 'user_namespace' and os.geteuid() != 0:
         pytest.skip(f'walls of kind {kind} are built by root')
     try:
-        found = sandbox._run(kind, sandbox._ATTACK, [sandbox._ATTACK_CALL], Limits())
+        return sandbox._run(kind, code, [call], limits or Limits()).calls[0]
     except sandbox.SandboxError as error:
         pytest.skip(f'this machine has none of kind {kind}: {error}')
-    assert found.calls == (Call([]),)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_walls_hold_of_every_kind(kind):
+    assert behind(kind, sandbox._ATTACK, sandbox._ATTACK_CALL) == Call([])
     code = 'import math, json.tool, xml.dom.minidom, wave\ndef double(x):\n    return math.ceil(x * 1.9)\n'
-    assert [call.value for call in sandbox._run(kind, code, CALLS, Limits()).calls] == [6, 8]
+    assert [behind(kind, code, call).value for call in CALLS] == [6, 8]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_kind_of_walls_shows_installed_packages(kind):
+    code = (
+        'import os, sys, importlib.metadata\n'
+        'def f():\n'
+        '    found = [folder for folder, _, _ in os.walk("/") if folder.endswith(("-info", "infopo_jax"))]\n'
+        '    sys.path += [f"{path}/site-packages" for path in sys.path]\n'
+        '    return found + [d.name for d in importlib.metadata.distributions()]\n'
+    )
+    assert behind(kind, code, 'f()') == Call([])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_kind_of_walls_has_more_of_ours_in_the_process_than_the_jail(kind):
+    code = (
+        'import sys\n'
+        'def f():\n'
+        '    try:\n'
+        '        import infopo_jax.envs.colbench.tasks\n'
+        '    except ModuleNotFoundError:\n'
+        '        return {name for name in sys.modules if name.startswith("infopo_jax")}\n'
+    )
+    ours = {'infopo_jax', *(f'infopo_jax.envs{name}' for name in ('', '.sandbox_jail', '.sandbox_walls'))}
+    assert behind(kind, code, 'f()') == Call(ours)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_kind_of_walls_lets_a_message_queue_stay_behind(kind):
+    code = (
+        'import ctypes, os\n'
+        'number = {"x86_64": 240, "aarch64": 180}[os.uname().machine]\n'
+        'def f():\n'
+        '    call = ctypes.CDLL(None, use_errno=True).syscall\n'
+        '    return call(number, b"infopo_escape", os.O_CREAT | os.O_RDWR, 0o600, None), ctypes.get_errno()\n'
+    )
+    assert behind(kind, code, 'f()') == Call((-1, 1))  # EPERM
+
+
+@pytest.mark.parametrize('killed', [False, True])
+def test_server_takes_its_copy_of_the_library_away(killed, monkeypatch):
+    monkeypatch.setattr(sandbox, '_SERVER', sandbox._Server())
+    code = 'import os\ndef f():\n    return os.stat("/os.py").st_ino, os.stat("/").st_ino\n'
+    found = behind('uid', code, 'f()')
+    root = pathlib.Path(sandbox._SERVER._root)
+    assert found == Call(((root / 'os.py').stat().st_ino, root.stat().st_ino)) == behind('uid', code, 'f()')
+    if killed:
+        sandbox._SERVER._process.kill()
+    sandbox._SERVER.close()
+    assert not root.exists()
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_root_of_kind_uid_is_the_library_without_packages(links, tmp_path, monkeypatch):
+    if not links:  # as from another file system
+        monkeypatch.setattr(os, 'link', lambda *_: os.stat('/nowhere'))
+    root, library = tmp_path / 'root', pathlib.Path(os.__file__).resolve().parent
+    sandbox_walls.make_root(str(root))
+    assert (root / 'json' / 'decoder.py').read_bytes() == (library / 'json' / 'decoder.py').read_bytes()
+    assert root.stat().st_mode & 0o777 == 0o755  # others may look, none may write
+    assert not list(root.rglob('*-packages')) and not (root / 'test').exists()
+    with pytest.raises(FileExistsError):  # it may be somebody else's
+        sandbox_walls.make_root(str(root))
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize('place', ['nowhere', 'taken'])
+def test_kind_uid_is_refused_where_its_root_cannot_be_made(place, tmp_path, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip('walls of kind uid are built by root')
+    server = sandbox._Server()
+    monkeypatch.setattr(sandbox, '_SERVER', server)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'no folder' if place == 'nowhere' else tmp_path))
+    values(DOUBLE)
+    if place == 'taken':  # by another user who has read the name off the command line
+        os.mkdir(server._root)
+    with pytest.raises(sandbox.SandboxError, match='no place for links to, or copies of, the standard library'):
+        sandbox._run('uid', DOUBLE, CALLS, Limits())
+    server.close()

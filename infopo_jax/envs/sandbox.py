@@ -19,9 +19,12 @@ import functools
 import json
 import os
 import pathlib
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +33,8 @@ MAX_CODE = 100_000  # characters
 _GRACE_S = 300.0  # beyond the wall time, before the server is taken for dead; it may have been suspended with us
 _ROOT = str(pathlib.Path(__file__).resolve().parents[2])
 _START = (
-    'import sys; sys.path.append(sys.argv[1]); from infopo_jax.envs import sandbox_jail; sandbox_jail.main(sys.argv[1])'
+    'import sys; sys.path.append(sys.argv[1]); '
+    'from infopo_jax.envs import sandbox_jail; sandbox_jail.main(*sys.argv[1:])'
 )
 # What is tried from within before the walls are trusted.
 _ATTACK = (pathlib.Path(__file__).parent / 'sandbox_attack.py').read_text(encoding='utf-8')
@@ -144,7 +148,7 @@ def _run(kind: str, code: str, calls: Sequence[str], limits: Limits) -> Run:
         return _failed(calls, f'more than {MAX_CODE} characters of code')
     request = {'walls': kind, 'code': code, 'calls': list(calls), **dataclasses.asdict(limits)}
     try:
-        with _SERVER.connect() as connection:
+        with _SERVER.connect(kind) as connection:
             connection.settimeout(limits.wall_s + _GRACE_S)
             connection.sendall(json.dumps(request).encode())
             connection.shutdown(socket.SHUT_WR)
@@ -206,32 +210,35 @@ class _Server:
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
         self._owner = 0
+        self._root = ''  # where it makes the root of walls that need a folder for it
 
-    def connect(self) -> socket.socket:
-        """Returns a connection to a supervisor of its own."""
+    def connect(self, kind: str) -> socket.socket:
+        """Returns a connection to a supervisor of its own, for a request that runs behind walls of a kind."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             try:
-                self._hand_over(theirs)
+                self._hand_over(theirs, kind)
             except OSError:  # it died between our look and our call
                 self._start()
-                self._hand_over(theirs)
+                self._hand_over(theirs, kind)
         return ours
 
-    def _hand_over(self, connection: socket.socket) -> None:
+    def _hand_over(self, connection: socket.socket, kind: str) -> None:
         if self._owner != os.getpid() or self._process.poll() is not None:
             self._start()
-        socket.send_fds(self._control, [b'.'], [connection.fileno()])
+        socket.send_fds(self._control, [kind.encode()], [connection.fileno()])
 
     def _start(self) -> None:
         if self._control is not None:
             self._control.close()
+        self._clear()
+        self._root = os.path.join(tempfile.gettempdir(), f'infopo_sandbox_{secrets.token_hex(8)}')
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with (
             control
         ):  # -P, -s, -S: no folder but the standard library's; sets of strings are in the same order each time
             self._process = subprocess.Popen(
-                [sys.executable, '-P', '-s', '-S', '-B', '-c', _START, _ROOT],
+                [sys.executable, '-P', '-s', '-S', '-B', '-c', _START, _ROOT, self._root],
                 stdin=control,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -250,7 +257,13 @@ class _Server:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            self._clear()
             self._owner = 0
+
+    def _clear(self) -> None:
+        """Takes away what a server could not, because it was killed."""
+        if self._owner == os.getpid():
+            shutil.rmtree(self._root, ignore_errors=True)
 
 
 _SERVER = _Server()

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+_QUEUES = {'x86_64': (240, 241), 'aarch64': (180, 181)}  # numbers of mq_open and mq_unlink
+
 
 def escapes(outside: str) -> list[str]:
     """Tries to get out, and returns what succeeded.
@@ -31,12 +33,26 @@ def escapes(outside: str) -> list[str]:
         if ctypes.CDLL(None).mount(b'none', b'/', b'tmpfs', 0, b'') != 0:
             raise OSError
 
+    def see_packages() -> None:
+        for folder, *inside in os.walk('/'):
+            if os.path.basename(folder) in ('site-packages', 'dist-packages') and any(inside):
+                return
+        raise OSError
+
+    def open_queue() -> None:
+        call, (opens, unlinks) = ctypes.CDLL(None).syscall, _QUEUES[os.uname().machine]
+        if call(opens, b'escape', os.O_CREAT | os.O_RDWR, 0o600, None) < 0:
+            raise OSError
+        call(unlinks, b'escape')
+
     attempt('start a process', lambda: os.fork() or os._exit(0))
     attempt('start a thread', lambda: threading.Thread(target=int).start())
     attempt('open a socket', lambda: socket.socket())
     attempt('open a socket to the host of a virtual machine', lambda: socket.socket(40, socket.SOCK_STREAM))
     attempt('become root', lambda: os.setuid(0))
     attempt('mount', mount)
+    attempt('see installed packages', see_packages)
+    attempt('leave a message queue behind', open_queue)
     attempt('take 10 GB', lambda: bytearray(10 << 30))
     for folder in ('/', '/tmp', '/dev/shm', *sys.path):
         attempt(f'write into {folder}', lambda folder=folder: write(folder))

@@ -17,6 +17,7 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -40,42 +41,62 @@ class TimeLimit(BaseException):
 # --- server and supervisor: trusted
 
 
-def main(package_root: str) -> None:
-    """Serves the socket that is the standard input."""
+def main(package_root: str, root: str) -> None:
+    """Serves the socket that is the standard input; see ``serve``."""
     sys.path.remove(package_root)  # what is left is the standard library
-    serve(socket.socket(fileno=0))
+    serve(socket.socket(fileno=0), root)
 
 
-def serve(control: socket.socket) -> None:
-    """Forks a supervisor for each connection that comes over ``control``, until the other side is gone."""
+def serve(control: socket.socket, root: str) -> None:
+    """Forks a supervisor for each connection that comes over ``control``, until the other side is gone.
+
+    The message that brings a connection names the kind of walls that its request is for. Those of kind 'uid' share the
+    folder ``root``, which is made for the first of them and taken away at the end.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the kernel
     os.environ.clear()
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     for name in PRELOAD.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    while True:
-        message, connections, _, _ = socket.recv_fds(control, 1, 1)
-        if not message:
-            return
-        with contextlib.suppress(OSError):  # no process to be had: the connection closes, and the caller learns it
-            if os.fork() == 0:
-                control.close()
-                with socket.socket(fileno=connections[0]) as connection:
-                    _supervise_or_say_why_not(connection)
-                os._exit(0)
-        os.close(connections[0])
+    made = False
+    try:
+        while True:
+            message, connections, _, _ = socket.recv_fds(control, 32, 1)
+            if not message:
+                return
+            if message == b'uid' and not made:
+                with contextlib.suppress(OSError):  # the worker says that there is none
+                    sandbox_walls.make_root(root)
+                    made = True
+            with contextlib.suppress(OSError):  # no process to be had: the connection closes, and the caller learns it
+                if os.fork() == 0:
+                    _be_supervisor(control, connections[0], root if made else None)
+            os.close(connections[0])
+    finally:
+        if made:
+            shutil.rmtree(root, ignore_errors=True)
 
 
-def _supervise_or_say_why_not(connection: socket.socket) -> None:
+def _be_supervisor(control: socket.socket, connection: int, root: str | None) -> None:
+    """Supervises one request; never returns into the server's loop."""
+    try:
+        control.close()
+        with socket.socket(fileno=connection) as stream:
+            _supervise_or_say_why_not(stream, root)
+    finally:
+        os._exit(0)
+
+
+def _supervise_or_say_why_not(connection: socket.socket, root: str | None) -> None:
     """Runs one request; a failure of ours is sent: it neither reaches the server's loop nor counts as the code's."""
     try:
-        supervise(connection)
+        supervise(connection, root)
     except BaseException as error:
         _send(connection, f'{type(error).__name__}: {error}', None, b'')
 
 
-def supervise(connection: socket.socket) -> None:
+def supervise(connection: socket.socket, root: str | None) -> None:
     """Runs one request: reads it, forks the worker, watches it, and sends what came of it.
 
     Sends a line of JSON, {'refused': why the walls could not be built or None, 'error': what ended the worker or None},
@@ -89,7 +110,7 @@ def supervise(connection: socket.socket) -> None:
     number = os.getpid()  # the worker's own may be 1
     worker = os.fork()
     if worker == 0:
-        _be_worker(request, number, results[1], printed[1], ready[1])
+        _be_worker(request, root, number, results[1], printed[1], ready[1])
     for pipe in (results, printed, ready):
         os.close(pipe[1])
     with open(ready[0], 'rb') as stream:  # closed before the first line of foreign code runs: it cannot be forged
@@ -138,13 +159,13 @@ def _watch(connection: socket.socket, results: int, printed: int, request: dict)
     return bytes(data), None
 
 
-def _be_worker(request: dict, number: int, results: int, printed: int, ready: int) -> None:
+def _be_worker(request: dict, root: str | None, number: int, results: int, printed: int, ready: int) -> None:
     """Builds the walls, says so, and runs the request; never returns."""
     try:
         os.dup2(printed, 1)
         os.dup2(printed, 2)
         limits = {name: request[name] for name in ('cpu_s', 'memory_mb')}
-        sandbox_walls.confine(request['walls'], [results, ready], number=number, **limits)
+        sandbox_walls.confine(request['walls'], [results, ready], root=root, number=number, **limits)
         os.write(ready, b'ok')
     except BaseException as error:
         os.write(ready, f'{type(error).__name__}: {error}'.encode())

@@ -10,6 +10,7 @@ import itertools
 import os
 import platform
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -18,12 +19,13 @@ KINDS = ('namespaces', 'user_namespace', 'uid')
 _PLACE = '/proc'  # exists everywhere and holds no library: the worker's root is built over it, in its own view
 _MOUNT = {'rdonly': 1, 'nosuid': 2, 'nodev': 4, 'noexec': 8, 'remount': 32, 'bind': 4096, 'rec': 16384}
 _PRIVATE = 1 << 18
+_PACKAGES = ('site-packages', 'dist-packages')  # inside the standard library's folder, and no part of it
 _NS, _USER_NS = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000, 0x10000000  # mount, uts, ipc, pid, net
 _PDEATHSIG, _SECCOMP, _NO_NEW_PRIVS = 1, 22, 38  # prctl
 _MACHINES = {'x86_64': (0, 0xC000003E), 'aarch64': (1, 0xC00000B7)}  # column of _REFUSED, audit architecture
 
 # System calls refused to the worker, by number: other processes, sockets of any family (AF_VSOCK is in no network
-# namespace), more namespaces, shared memory that outlives it, and parts of the kernel that no answer needs.
+# namespace), more namespaces, memory and queues that outlive it, and parts of the kernel that no answer needs.
 _REFUSED = {
     'socket': (41, 198),
     'socketpair': (53, 199),
@@ -52,8 +54,11 @@ _REFUSED = {
     'shmget': (29, 194),
     'msgget': (68, 186),
     'semget': (64, 190),
+    'mq_open': (240, 180),
+    'mq_unlink': (241, 181),
 }
 
+_STDLIB = os.path.dirname(os.path.realpath(os.__file__))
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -99,12 +104,39 @@ def enter(kind: str) -> None:
             os.close(fd)
 
 
-def confine(kind: str, keep: list[int], *, number: int, cpu_s: int, memory_mb: int) -> None:
+def make_root(root: str) -> None:
+    """Makes the root of kind 'uid', which may mount nothing: a new folder of links to the standard library's files.
+
+    Files that cannot be linked from there are copied. Installed packages are left out, and what is large and of no use
+    to an answer: the library's own tests, and what extensions are built with.
+
+    Raises:
+        OSError: something is there already, or there is no place for it; what was made of it is gone again.
+    """
+    os.mkdir(root, 0o700)  # nobody else's, whatever the name
+    try:
+        left_out = shutil.ignore_patterns(*_PACKAGES, 'test', 'config-*')
+        shutil.copytree(_STDLIB, root, symlinks=True, ignore=left_out, copy_function=_link, dirs_exist_ok=True)
+        os.chmod(root, 0o755)
+    except OSError:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one that has no links
+        shutil.copy2(source, target)
+
+
+def confine(kind: str, keep: list[int], *, root: str | None, number: int, cpu_s: int, memory_mb: int) -> None:
     """Gives up all that a worker does not need.
 
     Args:
         kind: one of ``KINDS``, the one that was entered.
         keep: descriptors that stay open, all above 2; standard input is empty afterwards, and output as it was.
+        root: what ``make_root`` made, for kind 'uid'; None if it failed.
         number: of the worker, below 2**22; makes its user id one that no other process has.
         cpu_s: seconds of CPU time. memory_mb: MiB of address space.
 
@@ -116,7 +148,7 @@ def confine(kind: str, keep: list[int], *, number: int, cpu_s: int, memory_mb: i
     for low, high in itertools.pairwise(edges):
         os.closerange(low + 1, high)
     if kind == 'uid':
-        _chroot()
+        _chroot(root)
     else:
         _build_root()
     if os.geteuid() == 0:
@@ -160,7 +192,7 @@ def _build_root() -> None:
         _mount(folder, inside, None, 'bind')
         held = os.statvfs(inside).f_flag & _MOUNT['noexec']  # may be locked: to take it off is refused
         _mount(folder, inside, None, 'bind', 'remount', 'rdonly', 'nosuid', 'nodev', held=held)
-        for name in ('site-packages', 'dist-packages'):
+        for name in _PACKAGES:
             if os.path.isdir(f'{inside}/{name}'):
                 _mount('tmpfs', f'{inside}/{name}', 'tmpfs', 'rdonly', 'nosuid', 'nodev', data='size=4k')
     os.chdir(_PLACE)
@@ -169,14 +201,15 @@ def _build_root() -> None:
     os.chdir('/')
 
 
-def _chroot() -> None:
-    """Makes the standard library's folder the root; owners and modes of its files keep it as it is."""
-    root = os.path.dirname(os.path.realpath(os.__file__))
+def _chroot(root: str | None) -> None:
+    """Makes a folder of ``make_root`` the root; owners and modes of its files keep it as it is."""
+    if root is None:
+        raise OSError('there is no place for links to, or copies of, the standard library: set TMPDIR')
     os.chroot(root)
     os.chdir('/')
 
     def moved(paths):
-        return [path.removeprefix(root) or '/' for path in paths if path.startswith(root)]
+        return [path.removeprefix(_STDLIB) or '/' for path in paths if path.startswith(_STDLIB)]
 
     sys.path[:] = moved(sys.path)
     sys.path_importer_cache.clear()
