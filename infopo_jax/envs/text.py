@@ -44,7 +44,7 @@ class Scored(Protocol):
 
 
 class Teachable(Protocol):
-    """A text environment from which a model can be warm-started from scratch."""
+    """A text environment from which a model can be warm-started from scratch; its tasks have the same tools."""
 
     def corpus(self) -> list[str]:
         """Returns texts on which a tokenizer is trained."""
@@ -55,5 +55,6 @@ class Teachable(Protocol):
     def example(self, rng: random.Random) -> tuple[list[Message], str]:
         """Draws one supervised transition: a history of messages, then one action's text.
 
+        Calls are written as by ``tools.render``, whatever the layout of the model that is taught.
         The action shows syntax and copying of known values; it follows no strategy, and no example is a solved episode.
         """
