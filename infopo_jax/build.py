@@ -20,8 +20,13 @@ from infopo_jax.state import TrainState, fresh_state
 INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
 
 
-def make_loop(config: Any) -> tuple[Any, LMConfig]:
-    """Returns the loop of a config's environment and kind of rollout, and the model's architecture."""
+def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
+    """Returns the loop of a config's environment and kind of rollout, and the model's architecture.
+
+    Args:
+        config: of the run, or of an evaluation.
+        trained: the config that the model was trained with, where that may be another: its words are those.
+    """
     knobs = config_lib.env_knobs(config) | build_user.make_user(config)
     sizes = make_sizes(config)
     mesh = make_mesh(config, sizes)
@@ -33,7 +38,8 @@ def make_loop(config: Any) -> tuple[Any, LMConfig]:
         placeholder = tuple(env.placeholder if shown is None else env.encode(shown))
         rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
         return loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds), model_config
-    chat = make_chat(config, env)
+    same = trained is None or trained.env == config.env or config.model.path is not None
+    chat = make_chat(config, env if same else envs.make(trained.env.name, **config_lib.env_knobs(trained)))
     model_config = make_model_config(config, vocab_size=chat.vocab_size)
     sharding.check_model(mesh, model_config)
     shown = {'role': 'user', 'content': config.info.placeholder or env.placeholder}

@@ -112,6 +112,11 @@ class Checkpointer:
         steps = self.steps()
         return self._about(steps[-1])['config'] if steps else None
 
+    def holds(self, name: str) -> bool:
+        """Says whether the newest checkpoint has leaves under a name of the state's top level."""
+        steps = self.steps()
+        return bool(steps) and any(leaf.partition('/')[0] == name for leaf in self._about(steps[-1])['leaves'])
+
     def close(self) -> None:
         """Releases Orbax's threads."""
         if '_manager' in self.__dict__:

@@ -21,8 +21,19 @@ from infopo_jax import config_rules
 
 ABSENT = '(absent)'  # stands in ``diff`` for a field that one side lacks
 
-# What may change when a run resumes: none of it alters the steps already taken.
-FREE_ON_RESUME = ('steps', 'profile', 'mesh', 'eval', 'log', 'checkpoint')
+# Sections and fields that may change when a run resumes: no step already taken, nor what is sampled, depends on them.
+FREE_ON_RESUME = (
+    'steps', 'profile', 'mesh', 'eval', 'log', 'checkpoint', 'rollout.workers', 'rollout.call_seconds',
+    'user.base_url', 'user.api_key_env', 'user.timeout', 'user.patience', 'user.concurrency',
+    'user.requests_per_minute', 'user.cache_dir', 'user.prompt_price', 'user.completion_price',
+)  # fmt: skip
+# And where its weights are only looked at: which episodes, who answers in how many words, and what runs side by side.
+FREE_IN_EVALUATION = (
+    *FREE_ON_RESUME,
+    'batch', 'seed', 'user', 'env.user_style', 'chat.keep_thinking', 'rollout.slots', 'rollout.aside', 'rollout.chunk',
+    'rollout.retries', 'rollout.max_failed_fraction', 'rollout.max_prompt_tokens', 'rollout.max_feedback_tokens',
+    'rollout.max_tokens',
+)  # fmt: skip
 
 
 def base_config() -> config_dict.ConfigDict:
@@ -267,19 +278,21 @@ def diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, Any, Any
     return [(field, x, y) for field, x, y in rows if (type(x), x) != (type(y), y)]
 
 
-def check_resume(saved: Mapping[str, Any], config: config_dict.ConfigDict) -> None:
-    """Checks that a run saved with one config may go on with another.
+def check_resume(
+    saved: Mapping[str, Any], config: config_dict.ConfigDict, *, free: tuple[str, ...] = FREE_ON_RESUME
+) -> None:
+    """Checks that a run saved with one config may go on, or be looked at, with another.
 
     Args:
         saved: ``to_dict`` of the config in the checkpoint.
         config: the config now asked for.
+        free: sections and fields that may differ.
 
     Raises:
-        ValueError: listing the fields that differ, except those of FREE_ON_RESUME (``steps`` counts when the learning
-            rate decays over them).
+        ValueError: listing the other fields that differ (``steps`` counts when the learning rate decays over them).
     """
-    free = [name for name in FREE_ON_RESUME if name != 'steps' or config.optim.decay == 'constant']
-    rows = [row for row in diff(saved, config) if row[0].partition('.')[0] not in free]
+    free = [name for name in free if name != 'steps' or config.optim.decay == 'constant']
+    rows = [row for row in diff(saved, config) if row[0] not in free and row[0].partition('.')[0] not in free]
     if rows:
         shown = '\n'.join(f'  {field}: {old!r} in the checkpoint, {new!r} now' for field, old, new in rows[:7])
         more = f'\n  and {len(rows) - 7} more' if len(rows) > 7 else ''

@@ -83,7 +83,7 @@ def evaluate(config: Any, workdir: str, *, best: bool = False) -> dict[str, Any]
     """Evaluates a checkpoint of the run in workdir on held-out tasks, as the run itself does.
 
     Args:
-        config: the run's own; ``eval``, ``batch`` and ``seed`` (which episodes) may differ.
+        config: the run's own; what ``config.FREE_IN_EVALUATION`` lists may differ: which episodes, and who answers.
         workdir: folder of the run; nothing is written there.
         best: takes the checkpoint with the highest held-out success instead of the newest.
 
@@ -91,7 +91,7 @@ def evaluate(config: Any, workdir: str, *, best: bool = False) -> dict[str, Any]
         {'step': its step} and the metrics; one value per seed where the run trained several.
 
     Raises:
-        ValueError: there is no checkpoint, or another field differs from it.
+        ValueError: there is no checkpoint, another field differs from it, or it lacks the weights of the user.
     """
     loop, _, state = open_run(config, workdir, best=best)
     key = loops.seed_keys(config.seed, config.num_seeds)
@@ -108,12 +108,16 @@ def open_run(config: Any, workdir: str, *, best: bool = False) -> tuple[Any, LMC
     saved = checkpointer.config()
     if saved is None:
         raise ValueError(f'{workdir} holds no checkpoint; pass the --workdir of a run that finished its warm start')
-    free = {name: config_lib.to_dict(config)[name] for name in ('batch', 'seed')}
-    config_lib.check_resume(saved | free, config)
-    loop, model_config = build.make_loop(config)
+    config_lib.check_resume(saved, config, free=config_lib.FREE_IN_EVALUATION)
+    loop, model_config = build.make_loop(config, trained=config_lib.from_dict(saved))
     key = loops.seed_keys(config.seed, config.num_seeds)
-    restore = checkpointer.restore_best if best else checkpointer.restore
-    return loop, model_config, _read(config, loop, model_config, key, restore)
+    state = _read(config, loop, model_config, key, checkpointer, best=best)
+    if loop.needs_reference and state.start is None:
+        raise ValueError(
+            "config.user.weights = 'frozen': the run kept no policy from before its training, which takes "
+            "config.loss.kl_coef above 0 or that user; let 'current' weights play, or a checkpoint by config.user.path"
+        )
+    return loop, model_config, state
 
 
 def _restore(config, workdir, loop, model_config, key, checkpointer):
@@ -122,7 +126,7 @@ def _restore(config, workdir, loop, model_config, key, checkpointer):
     if saved is not None:
         config_lib.check_resume(saved, config)
         _write_config(config, workdir)
-        return _read(config, loop, model_config, key, checkpointer.restore), False
+        return _read(config, loop, model_config, key, checkpointer), False
     for name in ('metrics.jsonl', 'rollouts.jsonl'):  # a run that died before its first checkpoint
         (pathlib.Path(workdir) / name).unlink(missing_ok=True)
     _write_config(config, workdir)
@@ -137,9 +141,12 @@ def _write_config(config, workdir):
     part.replace(path)
 
 
-def _read(config, loop, model_config, key, restore):
+def _read(config, loop, model_config, key, checkpointer, *, best=False):
     """Returns the state that a checkpoint holds; a frozen base that it need not hold is loaded from where it came."""
     template = build.state_template(loop, model_config, key)
+    # Whether the policy before training was kept depends on who answered then, not on who answers now.
+    template = dataclasses.replace(template, reference=template.params if checkpointer.holds('reference') else None)
+    restore = checkpointer.restore_best if best else checkpointer.restore
     state = nnx_state(restore(pure(template, with_frozen=_holds_base(config)))[0], template)
     if state.frozen is None or _holds_base(config):
         return state

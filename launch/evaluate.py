@@ -22,19 +22,23 @@ Evaluates a checkpoint of a run on held-out tasks, prints the result and writes 
   --config.eval.temperature=X       of sampling; 0 is greedy
   --config.batch.group_size=K       rollouts per task, the k of pass^k
   --config.seed=N                   other episodes than those that the run evaluates itself on
+  --config.env.user_style=NAME      how a scripted user talks: plain, terse, verbose, distracted, stubborn
+  --config.user.name=NAME ...       who answers: scripted, openai, policy; begins with none of the run's config.user
 
-With fields as the run has them, the numbers are those of the run's own evaluation at that step.
+With fields as the run has them, the numbers are those of the run's own evaluation at that step. eval.json lists under
+"changed" the fields that differ from config.json.
 """
 
 
 def main(config, workdir: str, *, checkpoint: str) -> None:
     """Evaluates, prints and writes eval.json."""
-    from infopo_jax import logger, train
+    from infopo_jax import config as config_lib, logger, train
 
     metrics = train.evaluate(config, workdir, best=checkpoint == 'best')
     print(table(metrics, title=f'{workdir}: {checkpoint} checkpoint, step {metrics["step"]}'))
     path = pathlib.Path(workdir) / 'eval.json'
     setting = {'checkpoint': checkpoint, 'seed': config.seed, 'group_size': config.batch.group_size}
+    setting['changed'] = {field: now for field, _, now in config_lib.diff(run_folder.get_config(workdir), config)}
     values = {name: logger.number(name, value) for name, value in metrics.items()}
     result = logger.plain(setting | {'eval': config.eval.to_dict()} | values)
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n', encoding='utf-8')

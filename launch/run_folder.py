@@ -13,12 +13,18 @@ from collections.abc import Callable, Mapping
 
 import command_line
 
+OTHER_USER = 'other-user:'  # in front of a folder: without the run's fields of config.user
+
 
 def get_config(workdir: str):
     """Returns the config of the run in ``workdir``; ``command_line`` reads it as --config=run_folder.py:WORKDIR."""
     from infopo_jax import config
 
-    return config.from_dict(json.loads((pathlib.Path(workdir) / 'config.json').read_text(encoding='utf-8')))
+    path = pathlib.Path(workdir.removeprefix(OTHER_USER)) / 'config.json'
+    values = json.loads(path.read_text(encoding='utf-8'))
+    if workdir.startswith(OTHER_USER):
+        del values['user']
+    return config.from_dict(values)
 
 
 def run(main: Callable[..., None], argv: list[str], *, usage: str, options: Mapping[str, dict]) -> int:
@@ -48,7 +54,9 @@ def run(main: Callable[..., None], argv: list[str], *, usage: str, options: Mapp
         return complain('which run? Pass --workdir=FOLDER, a folder that launch/train.py wrote')
     if not (pathlib.Path(own.workdir) / 'config.json').is_file():
         return complain(f'--workdir={own.workdir} holds no config.json; pass a folder that launch/train.py wrote')
-    program = [argv[0], f'--config={__file__}:{own.workdir}', f'--workdir={own.workdir}', *rest]
+    named = any(word.lstrip('-').partition('=')[0] == 'config.user.name' for word in rest)
+    source = f'{__file__}:{OTHER_USER if named else ""}{own.workdir}'
+    program = [argv[0], f'--config={source}', f'--workdir={own.workdir}', *rest]
     chosen = {name: getattr(own, name) for name in options}
     return command_line.run(functools.partial(main, **chosen), program, usage=usage)
 

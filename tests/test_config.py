@@ -197,9 +197,26 @@ def test_diff_lists_changed_and_absent_fields():
     ]
 
 
+def test_check_resume_frees_more_where_a_run_is_only_evaluated():
+    saved, free = config_lib.to_dict(base_config()), config_lib.FREE_IN_EVALUATION
+    fields = config_lib.field_types().keys()
+    assert set(config_lib.FREE_ON_RESUME) < set(free) <= fields | {field.partition('.')[0] for field in fields}
+    others = {'user__model': 'x', 'env__user_style': 'terse', 'batch__group_size': 2, 'chat__keep_thinking': False}
+    config_lib.check_resume(saved, edited(seed=1, rollout__retries=0, **others), free=free)
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=name.replace('__', r'\.')):
+            config_lib.check_resume(saved, edited(**{name: value}))
+    with pytest.raises(ValueError, match=r'model\.dim'):
+        config_lib.check_resume(saved, edited(model__dim=32), free=free)
+
+
 def test_check_resume_ignores_what_does_not_change_past_steps():
     saved = config_lib.to_dict(base_config())
     config_lib.check_resume(saved, edited(steps=500, log__interval=1, eval__interval=5, profile=2))
+    elsewhere = config_lib.to_dict(edited(user__model='x', user__base_url='http://there/v1'))
+    config_lib.check_resume(elsewhere, edited(user__model='x', user__timeout=9.0, rollout__workers=2))
+    with pytest.raises(ValueError, match=r'user\.model'):
+        config_lib.check_resume(elsewhere, base_config())
     with pytest.raises(ValueError, match=r'optim\.lr: 0\.0003 in the checkpoint, 0\.1 now'):
         config_lib.check_resume(saved, edited(optim__lr=0.1))
     cosine = edited(optim__decay='cosine')

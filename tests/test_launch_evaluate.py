@@ -13,8 +13,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'launch'))
 
 import evaluate as evaluate_launch  # noqa: E402
+import run_folder  # noqa: E402
 
-from infopo_jax import config as config_lib, runtime, train  # noqa: E402
+from infopo_jax import config as config_lib, envs, loops, runtime, train  # noqa: E402
 
 RESULT = {
     'step': 3,
@@ -37,12 +38,29 @@ def trained(tmp_path_factory):
     config.batch.prompts, config.batch.group_size, config.warmstart.batch = 2, 2, 16
     config.model.dim, config.model.num_layers, config.model.mlp_dim = 16, 1, 16
     config.eval.episodes, config.log.tensorboard = 64, False
+    return train_in(tmp_path_factory.mktemp('runs') / 'tiny', config)
+
+
+def train_in(folder, config):
     config_lib.validate(config)
-    folder = tmp_path_factory.mktemp('runs') / 'tiny'
     folder.mkdir()
     with mock.patch.object(train.report, 'write_report'):  # a second of figures that nobody looks at
         train.main(config, str(folder))
     return folder
+
+
+@pytest.fixture(scope='module')
+def talker(tmp_path_factory):
+    """A run that talks, after its warm start; its words are those of a plain user."""
+    config = config_lib.base_config()
+    config.update_from_flattened_dict({
+        'steps': 0, 'env.name': 'retail', 'env.kind': 'hosted', 'env.level': 1, 'batch.prompts': 2,
+        'batch.group_size': 2, 'model.dim': 16, 'model.num_layers': 1, 'model.num_heads': 2, 'model.num_kv_heads': 1,
+        'model.head_dim': 8, 'model.mlp_dim': 16, 'warmstart.steps': 30, 'warmstart.batch': 8, 'warmstart.lr': 1e-2,
+        'eval.episodes': 8, 'rollout.max_prompt_tokens': 100, 'rollout.max_tokens': 160,
+        'rollout.max_action_tokens': 6, 'rollout.max_feedback_tokens': 24, 'log.tensorboard': False,
+    })  # fmt: skip
+    return train_in(tmp_path_factory.mktemp('runs') / 'talker', config)
 
 
 @pytest.fixture
@@ -124,3 +142,36 @@ def test_evaluate_names_what_a_folder_lacks(launch, tmp_path, capsys):
     assert code == 2 and 'holds no checkpoint' in err
     assert evaluate_launch.run(['evaluate.py']) == 2 and 'which run?' in capsys.readouterr().err
     assert evaluate_launch.run(['evaluate.py', '--help']) == 0 and '--checkpoint=' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('style', ['terse', 'verbose'])
+def test_evaluate_measures_another_style_with_the_words_of_the_run(launch, talker, style):
+    fields = {'env.user_style': style, 'chat.keep_thinking': False}
+    room = {'rollout.max_prompt_tokens': 160, 'rollout.max_tokens': 260}  # for those who talk more
+    given = [f'--config.{field}={value}' for field, value in (fields | room).items()]
+    code, _, err, folder = launch(*given, workdir=talker)
+    assert (code, err) == (0, '')
+    result, config = json.loads((folder / 'eval.json').read_text()), run_folder.get_config(str(talker))
+    assert result['changed'] == fields | room
+
+    config.update_from_flattened_dict(room)
+    loop, _, state = train.open_run(config, str(talker))  # by hand: the run as it is, but for whom it meets
+    loop.engine.make_env = lambda: envs.make('retail', level=1, user_style=style)
+    key = train._eval_keys(loop, loops.seed_keys(config.seed, 1))
+    metrics, _ = loop.evaluate(state.weights, key, state.step, reference=state.start)
+    names = ('reward', 'success', 'turns', 'length', 'failed')
+    assert {name: result[name] for name in names} == {name: float(metrics[name]) for name in names}
+    assert result['failed'] == 0 and result['length'] != eval_rows(folder)[0]['length']
+
+
+def test_another_user_begins_with_none_of_the_fields_of_the_runs(launch, tmp_path, monkeypatch):
+    configs = []
+    monkeypatch.setattr(train, 'evaluate', lambda config, workdir, *, best: configs.append(config) or RESULT)
+    own = config_lib.base_config()
+    own.user.name, own.user.weights, own.user.max_tokens = 'policy', 'frozen', 8
+    (tmp_path / 'config.json').write_text(json.dumps(config_lib.to_dict(own)))
+    for argument in ('--config.user.max_tokens=9', '--config.user.name=scripted'):
+        assert launch(argument, workdir=tmp_path)[0] == 0
+    kept, other = (config.user for config in configs)
+    assert (kept.name, kept.weights, kept.max_tokens) == ('policy', 'frozen', 9)
+    assert {name: value for name, value in other.items() if value is not None} == {'name': 'scripted'}

@@ -82,11 +82,16 @@ def test_training_with_the_policy_as_user(weights, tmp_path, monkeypatch):
     assert len(current) == 5 and all((a != b).any() for a, b in itertools.pairwise(current[1:]))
     if weights == 'current':
         assert all(len(leaves) == 1 for leaves in published)
+        with pytest.raises(ValueError, match="'frozen': the run kept no policy from before its training"):
+            train.evaluate(config_of(**{'user.weights': 'frozen', 'loss.kl_coef': 0.0}), str(tmp_path))
         return
     assert all((leaves[1] == current[0]).all() for leaves in published)
     again = train.evaluate(config, str(tmp_path))
     assert again['step'] == 3 and again['reward'] == metrics['reward'] and again['length'] == metrics['length']
     assert len(published) == 6 and all((a == b).all() for a, b in zip(published[5], published[4], strict=True))
+    scripted = {'user.name': 'scripted', 'user.max_tokens': None, 'user.concurrency': None}
+    assert train.evaluate(config_of(**{'loss.kl_coef': 0.0, **scripted}), str(tmp_path))['step'] == 3
+    assert len(published) == 6
 
 
 def bound(rule, **fields):
