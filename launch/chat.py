@@ -14,7 +14,9 @@ import run_folder
 
 USAGE = """
 Talks with a model: a line is a message, what it says is streamed. After each of its answers stands how much your
-reply before it had told it: the information gain that training would credit, in nats per token of the answer.
+reply before it had told it: the information gain that training would credit, in nats per token of the answer, by
+config.info.kind and at config.rollout.temperature. (Of the later answers that config.info.horizon may look at, none is
+there yet.) Where config.chat.keep_thinking = False leaves its thoughts out of the talk, nothing can be credited.
 
   python launch/chat.py --workdir=runs/mine
   python launch/chat.py --config=configs/taubench.py --config.model.path=checkpoints/Qwen2.5-7B-Instruct
@@ -56,41 +58,35 @@ class Talk:
         max_new_tokens: most tokens of an answer.
         cache_dtype: see ``lm.generate.Sampler``.
         seed: of what is drawn.
+        scoring: temperature and kind of the information gain; see ``score.score``.
         **draw: temperature, top_k, top_p, min_p.
     """
 
-    def __init__(self, model, chat, placeholder, *, system, max_new_tokens, cache_dtype, seed, **draw):
+    def __init__(self, model, chat, placeholder, *, system, max_new_tokens, cache_dtype, seed, scoring, **draw):
         import jax
 
         from infopo_jax.lm import generate
 
         self.model, self.chat, self.placeholder = model, chat, placeholder
-        self.system, self.max_new_tokens, self.draw = system, max_new_tokens, draw
+        self.system, self.max_new_tokens, self.draw, self.scoring = system, max_new_tokens, draw, scoring
         self.sampler = generate.Sampler(model, cache_dtype=cache_dtype, chunk=4)
         self.key = jax.random.key(seed)
         self.ids, self.roles, self.turns = [], [], []
-        self.num_turns, self.stopped = 0, True
+        self.opening, self.past = [], []  # messages; of each answer its ids, and the messages that followed
+        self.num_turns = 0
 
     def say(self, text: str, write) -> float | None:
         """Answers a message; ``write`` gets the answer piece by piece.
 
         Returns:
             The information gain of the message for the answer, nats per token; None for the first, which opens the
-            talk.
+            talk, and in a talk whose thoughts are left out, which is no row of training.
         """
         import jax
 
         from infopo_jax.types import Role
 
-        message = {'role': 'user', 'content': text}
-        if not self.ids:
-            opening = [{'role': 'system', 'content': self.system}] if self.system else []
-            ids = self.chat.prompt([*opening, message])
-            roles, turn = [int(Role.PROMPT)] * len(ids), -1
-        else:
-            ids, roles = self.chat.reply([message], stopped=self.stopped)
-            turn = self.num_turns - 1
-        self._append(ids, roles, turn)
+        self._hear({'role': 'user', 'content': text})
         pieces = Pieces(self.chat, write)
         out = self.sampler.generate(
             [self.ids],
@@ -102,10 +98,26 @@ class Talk:
         )
         pieces.end()
         said = out.ids(0)
-        self.stopped = said[-1] in self.chat.stop_ids
+        self.past.append((said, []))
         self._append(said, [int(Role.ACTION)] * len(said), self.num_turns)
         self.num_turns += 1
-        return self._gain() if self.num_turns > 1 else None
+        return self._gain() if self.num_turns > 1 and self.chat.append_only else None
+
+    def _hear(self, message):
+        """Puts a message behind the talk, or renders it anew where that changes what was said before."""
+        from infopo_jax.types import Role
+
+        if not self.past:
+            self.opening = [*([{'role': 'system', 'content': self.system}] if self.system else []), message]
+            ids = self.chat.prompt(self.opening)
+            self._append(ids, [int(Role.PROMPT)] * len(ids), -1)
+            return
+        said, answer = self.past[-1]
+        answer.append(message)
+        if self.chat.append_only:
+            self._append(*self.chat.reply(answer, stopped=said[-1] in self.chat.stop_ids), self.num_turns - 1)
+        else:
+            self.ids, self.roles, self.turns = self.chat.history(self.opening, self.past)
 
     def _append(self, ids, roles, turn):
         self.ids += ids
@@ -125,7 +137,7 @@ class Talk:
             self.model,
             turns,
             np.asarray(self.placeholder, np.int32),
-            temperature=self.draw['temperature'] or 1.0,
+            **self.scoring,
             branch_len=branch,
             target_len=target,
         )
@@ -206,8 +218,11 @@ def main(config, workdir: str, *, from_run: bool, checkpoint: str, temperature, 
         max_new_tokens=max_new_tokens or config.rollout.max_action_tokens,
         cache_dtype=config.rollout.cache_dtype,
         temperature=config.eval.temperature if temperature is None else temperature,
+        scoring={'temperature': config.rollout.temperature, 'kind': config.info.kind},
         **options,
     )
+    if not loop.chat.append_only:
+        print("its thoughts are left out of the talk (config.chat.keep_thinking = False): no reply's gain is shown")
     try:
         _converse(talk, sys.stdin, sys.stdout)
     except KeyboardInterrupt:

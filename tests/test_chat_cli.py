@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from chat_templates import tokenizer_of
 from models import tiny_model
 from talk import tiny_chat
 
@@ -18,6 +19,7 @@ import chat as chat_launch  # noqa: E402
 
 from infopo_jax import runtime, score  # noqa: E402
 from infopo_jax.lm import hf  # noqa: E402
+from infopo_jax.lm.chat import Chat  # noqa: E402
 from infopo_jax.types import Role  # noqa: E402
 
 CHAT = tiny_chat()
@@ -28,9 +30,12 @@ def model():
     return tiny_model(CHAT.vocab_size, head=2.0)
 
 
-def talk_of(model, **options):
-    setting = dict(system='', max_new_tokens=6, cache_dtype=None, seed=0, temperature=1.0) | options
-    return chat_launch.Talk(model, CHAT, CHAT.content({'role': 'user', 'content': 'nothing'}), **setting)
+SCORING = {'temperature': 1.0, 'kind': 'log_ratio'}
+
+
+def talk_of(model, chat=CHAT, **options):
+    setting = dict(system='', max_new_tokens=6, cache_dtype=None, seed=0, temperature=1.0, scoring=SCORING) | options
+    return chat_launch.Talk(model, chat, chat.content({'role': 'user', 'content': 'nothing'}), **setting)
 
 
 def test_talk_keeps_the_row_that_training_would_make(model):
@@ -51,8 +56,11 @@ def test_talk_keeps_the_row_that_training_would_make(model):
     assert isinstance(gain, float)
 
 
-def test_talk_gain_is_the_mean_difference_of_two_plain_passes(model):
-    talk = talk_of(model)
+@pytest.mark.parametrize('kind', ['log_ratio', 'kl'])
+@pytest.mark.parametrize('drawn', [0.0, 1.0])
+def test_talk_gain_is_that_of_two_plain_passes_as_training_scores_them(model, drawn, kind):
+    """At the run's temperature, whatever the talk is drawn at, and of the run's kind."""
+    talk = talk_of(model, temperature=drawn, scoring={'temperature': 2.0, 'kind': kind})
     talk.say('which colour', lambda text: None)
     gain = talk.say('it is red', lambda text: None)
     at = [i for i, (r, t) in enumerate(zip(talk.roles, talk.turns, strict=True)) if r == Role.ACTION and t == 1]
@@ -61,13 +69,32 @@ def test_talk_gain_is_the_mean_difference_of_two_plain_passes(model):
     shift = len(masked) - len(talk.ids)
 
     def logp(ids, where):
-        logits = np.asarray(model(np.array([ids])))[0].astype(np.float64)
+        logits = np.asarray(model(np.array([ids])))[0].astype(np.float64) / 2.0
         logits -= np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) + logits.max(
             -1, keepdims=True
         )
-        return np.mean([logits[i - 1, ids[i]] for i in where])
+        return logits[[i - 1 for i in where]]
 
-    np.testing.assert_allclose(gain, logp(talk.ids, at) - logp(masked, [i + shift for i in at]), atol=1e-4)
+    real, without = logp(talk.ids, at), logp(masked, [i + shift for i in at])
+    said = [talk.ids[i] for i in at]
+    if kind == 'kl':
+        wanted = (np.exp(real) * (real - without)).sum(-1)
+    else:
+        wanted = (real - without)[range(len(at)), said]
+    np.testing.assert_allclose(gain, wanted.mean(), atol=1e-4)
+
+
+def test_talk_leaves_thoughts_out_where_the_chat_does_and_shows_no_gain():
+    chat = Chat(tokenizer_of('qwen3'), keep_thinking=False)
+    talk, lines = talk_of(tiny_model(chat.vocab_size, head=2.0), chat), ['hi', 'it is red', 'or blue']
+    assert [talk.say(line, lambda text: None) for line in lines[:2]] == [None, None]
+    thought = [*chat.encode_action('<think>\nhm\n</think>\n\nok'), chat.stop_id]
+    talk.past[-1] = thought, []
+    assert talk.say(lines[2], lambda text: None) is None
+    past = [(said, [{'role': 'user', 'content': line}]) for (said, _), line in zip(talk.past, lines[1:], strict=False)]
+    ids, roles, turns = chat.history([{'role': 'user', 'content': lines[0]}], past)
+    assert talk.ids[: len(ids)] == ids and talk.roles[: len(ids)] == roles and talk.turns[: len(ids)] == turns
+    assert talk.ids[len(ids) :] == talk.past[2][0] and 'hm' not in chat.decode(ids)
 
 
 def test_talk_scores_little_that_is_new(model):
