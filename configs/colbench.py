@@ -27,7 +27,7 @@ def get_config(setting: str = 'small'):
 
 
 def _small(config):
-    config.steps = 300
+    config.steps = 200
     config.env.level = 2
     config.env.turn_limit = 8
 
@@ -42,9 +42,9 @@ def _small(config):
     config.rollout.max_tokens = 160
 
     config.optim.lr = 1e-3
-    config.warmstart.steps = 400
+    config.warmstart.steps = 600
     config.warmstart.batch = 64
-    config.warmstart.lr = 3e-3
+    config.warmstart.lr = 5e-3
     config.eval.interval = 25
     return config
 

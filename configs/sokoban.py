@@ -23,7 +23,7 @@ from infopo_jax.config import base_config
 def get_config():
     """Returns the Sokoban run."""
     config = base_config()
-    config.steps = 600
+    config.steps = 400
 
     config.env.name = 'sokoban'
     config.env.kind = 'jitted'
@@ -40,5 +40,5 @@ def get_config():
     config.optim.lr = 1e-3
     config.model.rope_theta = 100.0  # contexts of 80 tokens
     config.warmstart.steps = 600
-    config.warmstart.lr = 3e-3
+    config.warmstart.lr = 5e-3
     return config

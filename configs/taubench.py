@@ -27,7 +27,7 @@ def get_config(setting: str = 'small'):
 
 
 def _small(config):
-    config.steps = 250
+    config.steps = 150
     config.env.name = 'retail'
     config.env.level = 1
 
@@ -41,9 +41,9 @@ def _small(config):
     config.rollout.max_tokens = 192
 
     config.optim.lr = 1e-3
-    config.warmstart.steps = 400
+    config.warmstart.steps = 450
     config.warmstart.batch = 64
-    config.warmstart.lr = 3e-3
+    config.warmstart.lr = 5e-3
     config.eval.interval = 25
     return config
 

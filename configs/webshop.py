@@ -41,8 +41,8 @@ def get_config():
 
     config.info.weight = 0.1
     config.optim.lr = 1e-3
-    config.warmstart.steps = 500
+    config.warmstart.steps = 600
     config.warmstart.batch = 64
-    config.warmstart.lr = 3e-3
+    config.warmstart.lr = 5e-3
     config.eval.interval = 25
     return config

@@ -15,12 +15,12 @@ ROOM = 0.6  # share of the most branch and target tokens that fit a rung below t
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """At most five shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
+    """At most four shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
 
     rungs: tuple[tuple[int, int, int], ...]  # (L, B, A), ascending
 
     @classmethod
-    def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_rungs: int = 4) -> 'Ladder':
+    def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_rungs: int = 3) -> 'Ladder':
         """Returns ``num_rungs`` rungs of equally spaced L, and behind them one that holds anything the limits allow.
 
         Branches and targets of real dialogues take up well under half of what L would allow; lower rungs have room for
