@@ -263,21 +263,21 @@ class _Batch:
         return next((row for row in self.queue if self.dialogues[row].opened), None)
 
     def _seat(self) -> None:
-        """Gives slots that are free, or whose tenant waits, to dialogues that can go on."""
+        """Gives slots that are free, or whose tenant waits, to dialogues that can go on, the fewest turns first.
+
+        Who has the most turns before him then does not play them alone at the end, when nobody hides his waiting.
+        """
         start = time.perf_counter()
         self.seated = [row if self._tenant(row) is not None else None for row in self.seated]
         self.aside = [row if self._tenant(row) is not None else None for row in self.aside]
         back = [i for i, row in enumerate(self.aside) if row is not None and not self.dialogues[row].waiting]
+        back.sort(key=lambda i: self.dialogues[self.aside[i]].num_turns)
         room = [i for i, row in enumerate(self.aside) if row is None]
         free = [i for i, row in enumerate(self.seated) if row is None]
         free += [i for i, row in enumerate(self.seated) if row is not None and self.dialogues[row].waiting]
         swaps, new = [], []
         for slot in free:
-            if back:
-                at = back.pop(0)
-                swaps.append((slot, at))
-                self.seated[slot], self.aside[at] = self.aside[at], self.seated[slot]
-            elif (row := self._next()) is not None and (self.seated[slot] is None or room):
+            if (row := self._next()) is not None and (self.seated[slot] is None or room):
                 if self.seated[slot] is not None:
                     at = room.pop(0)
                     swaps.append((slot, at))
@@ -285,6 +285,10 @@ class _Batch:
                 self.queue.remove(row)
                 self.seated[slot] = row
                 new.append(slot)
+            elif back:
+                at = back.pop(0)
+                swaps.append((slot, at))
+                self.seated[slot], self.aside[at] = self.aside[at], self.seated[slot]
         if swaps:
             self.device.swap(swaps, [self._place(slot) for slot, _ in swaps])
         for _, slots in itertools.groupby(new, key=lambda slot: self.dialogues[self.seated[slot]].ids):
