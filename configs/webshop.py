@@ -2,7 +2,7 @@
 
 Run:       python launch/train.py --config=configs/webshop.py
 Setting:   text environment, 300 generated products, wishes of one attribute, one option and a price (env.level=1),
-           9 turns, 128 rollouts a step, a small model from random weights. Held-out reward of random actions 0.11,
+           9 turns, 64 rollouts a step, a small model from random weights. Held-out reward of random actions 0.11,
            of doing nothing 0, of an expert 1.0.
 Expected:  see BENCHMARKS.md.
 The comparison: --config.advantage.estimator=grpo. Wishes of twice as much: --config.env.level=2.
@@ -29,7 +29,7 @@ def get_config():
     config.env.name = 'webshop'
     config.env.kind = 'hosted'
 
-    config.batch.prompts = 16
+    config.batch.prompts = 8
     config.batch.group_size = 8
 
     config.model.rope_theta = 500.0  # contexts of 250 tokens
@@ -41,7 +41,7 @@ def get_config():
 
     config.info.weight = 0.1
     config.optim.lr = 1e-3
-    config.warmstart.steps = 600
+    config.warmstart.steps = 400
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
