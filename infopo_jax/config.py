@@ -283,6 +283,8 @@ def check_resume(
 ) -> None:
     """Checks that a run saved with one config may go on, or be looked at, with another.
 
+    A field that the checkpoint does not know, since it is newer, may have its default.
+
     Args:
         saved: ``to_dict`` of the config in the checkpoint.
         config: the config now asked for.
@@ -293,6 +295,8 @@ def check_resume(
     """
     free = [name for name in free if name != 'steps' or config.optim.decay == 'constant']
     rows = [row for row in diff(saved, config) if row[0] not in free and row[0].partition('.')[0] not in free]
+    defaults = flatten(base_config())
+    rows = [(field, old, new) for field, old, new in rows if old != ABSENT or new != defaults[field]]
     if rows:
         shown = '\n'.join(f'  {field}: {old!r} in the checkpoint, {new!r} now' for field, old, new in rows[:7])
         more = f'\n  and {len(rows) - 7} more' if len(rows) > 7 else ''

@@ -224,6 +224,14 @@ def test_check_resume_ignores_what_does_not_change_past_steps():
         config_lib.check_resume(config_lib.to_dict(cosine), edited(optim__decay='cosine', steps=500))
 
 
+def test_check_resume_takes_the_default_of_a_field_that_is_newer_than_the_checkpoint():
+    saved = config_lib.to_dict(base_config())
+    del saved['env']['num_slots'], saved['loss']['unit']
+    config_lib.check_resume(saved, base_config())
+    with pytest.raises(ValueError, match=r"loss\.unit: '\(absent\)' in the checkpoint, 'turn' now"):
+        config_lib.check_resume(saved, edited(loss__unit='turn'))
+
+
 def test_env_knobs_leaves_out_what_is_not_set():
     assert config_lib.env_knobs(edited(env__num_slots=3, env__turn_cost=0.0)) == {'num_slots': 3, 'turn_cost': 0.0}
     assert set(config_lib.env_knobs(edited(env__num_slots=3))) <= set(envs.knobs('intent'))
