@@ -9,7 +9,7 @@ The comparison: --config.advantage.estimator=grpo.
 The paper's setting, on the published data (CC-BY-NC, not shipped; a folder with train.jsonl and test.jsonl) with a
 language model as the collaborator::
 
-    python launch/train.py --config=configs/colbench.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+    python launch/train.py --config=configs/colbench.py:paper --config.model.path=Qwen/Qwen2.5-7B-Instruct \
         --config.env.data=backend_tasks --config.user.name=openai --config.user.model=gpt-4o-mini
 """
 

@@ -10,7 +10,7 @@ With a real model the board is drawn as text, in RAGEN's setting (arXiv 2504.200
 rollouts, 200 steps, clip 0.2 / 0.28, no KL)::
 
     python launch/train.py --config=configs/sokoban.py --config.env.name=sokoban_text --config.env.kind=hosted \
-        --config.env.level=3 --config.env.reward=ragen --config.model.path=/models/Qwen2.5-0.5B-Instruct \
+        --config.env.level=3 --config.env.reward=ragen --config.model.path=Qwen/Qwen2.5-0.5B-Instruct \
         --config.warmstart.steps=0 --config.steps=200 --config.batch.prompts=8 --config.batch.group_size=16 \
         --config.optim.lr=1e-6 --config.loss.clip_high=0.28 --config.loss.kl_coef=0 \
         --config.rollout.max_prompt_tokens=512 --config.rollout.max_action_tokens=400 \

@@ -8,9 +8,9 @@ The comparison: --config.advantage.estimator=grpo.
 The paper's settings (arXiv 2603.00656), for a pretrained model and the real tau2-bench; telecom-solo needs no
 language-model user::
 
-    python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+    python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen/Qwen2.5-7B-Instruct \
         --config.env.domain=telecom --config.env.solo=True --config.mesh.data=1 --config.mesh.fsdp=-1
-    python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+    python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen/Qwen2.5-7B-Instruct \
         --config.env.domain=retail --config.user.name=openai --config.user.model=gpt-4o-mini
 """
 

@@ -8,7 +8,7 @@ Setting:   text environment, intention at level 1 (2 of 6 details matter, 4 turn
 The paper's settings, for UserRL's gyms with a pretrained model and gpt-4o-mini as the user (arXiv 2603.00656):
 
     git clone https://github.com/SalesforceAIResearch/UserRL && pip install -e UserRL/gyms/IntentionGym pyarrow
-    python launch/train.py --config=configs/usergym.py:paper --config.model.path=Qwen2.5-7B-Instruct \
+    python launch/train.py --config=configs/usergym.py:paper --config.model.path=Qwen/Qwen2.5-7B-Instruct \
       --config.env.gym=IntentionGym --config.env.data=UserRL/data/intention_multiturn \
       --config.user.name=openai --config.user.model=gpt-4o-mini
 """

@@ -12,7 +12,7 @@ The real shop (arXiv 2207.01206; 9 turns as in RAGEN) with a real model, against
 started, or without ``env.data`` in this process, where the package web_agent_site is installed::
 
     python launch/train.py --config=configs/webshop.py --config.env.name=webshop_server \
-        --config.env.data=http://127.0.0.1:3000 --config.model.path=/models/Qwen2.5-7B-Instruct \
+        --config.env.data=http://127.0.0.1:3000 --config.model.path=Qwen/Qwen2.5-7B-Instruct \
         --config.warmstart.steps=0 --config.batch.prompts=16 --config.batch.group_size=8 --config.optim.lr=1e-6 \
         --config.rollout.max_prompt_tokens=1024 --config.rollout.max_action_tokens=512 \
         --config.rollout.max_feedback_tokens=1024 --config.rollout.max_tokens=12288

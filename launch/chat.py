@@ -19,7 +19,7 @@ config.info.kind and at config.rollout.temperature. (Of the later answers that c
 there yet.) Where config.chat.keep_thinking = False leaves its thoughts out of the talk, nothing can be credited.
 
   python launch/chat.py --workdir=runs/mine
-  python launch/chat.py --config=configs/taubench.py --config.model.path=checkpoints/Qwen2.5-7B-Instruct
+  python launch/chat.py --config=configs/taubench.py --config.model.path=Qwen/Qwen2.5-7B-Instruct
   echo 'I want to cancel my order' | python launch/chat.py --workdir=runs/mine --temperature=0
 
   --workdir=FOLDER                  a run of launch/train.py with text; or --config=FILE and --config.model.path=FOLDER

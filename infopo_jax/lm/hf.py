@@ -1,6 +1,6 @@
 """Checkpoints of transformers: loaded straight onto devices, and written back.
 
-model = hf.load('Qwen2.5-7B-Instruct', dtype='bfloat16')
+model = hf.load('Qwen/Qwen2.5-7B-Instruct', dtype='bfloat16')
 logits = model(tokens)  # [B, L] int32 -> [B, L, V]
 hf.save(model, 'out')
 """
