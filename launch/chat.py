@@ -24,7 +24,7 @@ there yet.) Where config.chat.keep_thinking = False leaves its thoughts out of t
 
   --workdir=FOLDER                  a run of launch/train.py with text; or --config=FILE and --config.model.path=FOLDER
   --checkpoint=best|last            of the run; best: highest held-out success (default)
-  --system=TEXT                     a system message in front
+  --system=TEXT                     a system message in front; a run's default: what its environment opens with
   --temperature=X                   of sampling; 0 is greedy; default: config.eval.temperature
   --top_k=N --top_p=X --min_p=X     keep the likeliest tokens only; default: all
   --max_new_tokens=N                most tokens of an answer; default: config.rollout.max_action_tokens
@@ -35,7 +35,7 @@ An empty line or the end of input ends the talk.
 
 OPTIONS = {
     'checkpoint': {'default': 'best', 'choices': ('best', 'last')},
-    'system': {'default': ''},
+    'system': {},
     'temperature': {'type': float},
     'top_k': {'type': int, 'default': 0},
     'top_p': {'type': float, 'default': 1.0},
@@ -55,6 +55,7 @@ class Talk:
         chat: a ``lm.chat.Chat``.
         placeholder: ids that stand for a reply in the counterfactual.
         system: text of a system message, '' for none.
+        tools: that the model is shown; None for none.
         max_new_tokens: most tokens of an answer.
         cache_dtype: see ``lm.generate.Sampler``.
         seed: of what is drawn.
@@ -62,13 +63,16 @@ class Talk:
         **draw: temperature, top_k, top_p, min_p.
     """
 
-    def __init__(self, model, chat, placeholder, *, system, max_new_tokens, cache_dtype, seed, scoring, **draw):
+    def __init__(
+        self, model, chat, placeholder, *, system, tools, max_new_tokens, cache_dtype, seed, scoring, **draw
+    ):  # fmt: skip
         import jax
 
         from infopo_jax.lm import generate
 
         self.model, self.chat, self.placeholder = model, chat, placeholder
-        self.system, self.max_new_tokens, self.draw, self.scoring = system, max_new_tokens, draw, scoring
+        self.system, self.tools, self.scoring = system, tools, scoring
+        self.max_new_tokens, self.draw = max_new_tokens, draw
         self.sampler = generate.Sampler(model, cache_dtype=cache_dtype, chunk=4)
         self.key = jax.random.key(seed)
         self.ids, self.roles, self.turns = [], [], []
@@ -109,7 +113,7 @@ class Talk:
 
         if not self.past:
             self.opening = [*([{'role': 'system', 'content': self.system}] if self.system else []), message]
-            ids = self.chat.prompt(self.opening)
+            ids = self.chat.prompt(self.opening, self.tools)
             self._append(ids, [int(Role.PROMPT)] * len(ids), -1)
             return
         said, answer = self.past[-1]
@@ -117,7 +121,7 @@ class Talk:
         if self.chat.append_only:
             self._append(*self.chat.reply(answer, stopped=said[-1] in self.chat.stop_ids), self.num_turns - 1)
         else:
-            self.ids, self.roles, self.turns = self.chat.history(self.opening, self.past)
+            self.ids, self.roles, self.turns = self.chat.history(self.opening, self.past, self.tools)
 
     def _append(self, ids, roles, turn):
         self.ids += ids
@@ -191,7 +195,9 @@ class Pieces:
             self.shown = text
 
 
-def main(config, workdir: str, *, from_run: bool, checkpoint: str, temperature, max_new_tokens, **options) -> None:
+def main(
+    config, workdir: str, *, from_run: bool, checkpoint: str, system, temperature, max_new_tokens, **options
+) -> None:
     """Loads the model and talks until the input ends."""
     from flax import nnx
 
@@ -205,28 +211,44 @@ def main(config, workdir: str, *, from_run: bool, checkpoint: str, temperature, 
     if from_run:
         loop, _, state = train.open_run(config, workdir, best=checkpoint == 'best')
         weights, graphdef = state.weights, loop.rule.graphdef
+        own, tools = _scene(loop)
+        system = own if system is None else system
     elif config.model.path is None:
         raise command_line.UsageError('which model? Pass --config.model.path=FOLDER, or --workdir=FOLDER of a run')
     else:
         config.lora.rank = 0  # the checkpoint itself
         loop, model_config = build.make_loop(config)
-        weights, graphdef = build.load_base(config, loop), build.graph_of(model_config)
+        weights, graphdef, tools = build.load_base(config, loop), build.graph_of(model_config), None
     talk = Talk(
         nnx.merge(graphdef, weights),
         loop.chat,
         loop.rule.placeholder,
+        system=system or '',
+        tools=tools,
         max_new_tokens=max_new_tokens or config.rollout.max_action_tokens,
         cache_dtype=config.rollout.cache_dtype,
         temperature=config.eval.temperature if temperature is None else temperature,
         scoring={'temperature': config.rollout.temperature, 'kind': config.info.kind},
         **options,
     )
+    if talk.system:
+        print(f'system {talk.system}')
     if not loop.chat.append_only:
         print("its thoughts are left out of the talk (config.chat.keep_thinking = False): no reply's gain is shown")
     try:
         _converse(talk, sys.stdin, sys.stdout)
     except KeyboardInterrupt:
         print()
+
+
+def _scene(loop):
+    """Returns the system message ('' if there is none) and the tools that the environment of a run opens with."""
+    from infopo_jax.rollout import contract
+
+    env = loop.make_env()
+    messages, tools = contract.opening(env.reset(options={'task': loop.tasks['train'][0]}))
+    getattr(env, 'close', lambda: None)()
+    return next((message['content'] for message in messages if message['role'] == 'system'), ''), tools
 
 
 def _converse(talk, source, sink):

@@ -4,6 +4,7 @@ import io
 import pathlib
 import re
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT / 'launch'))
 import chat as chat_launch  # noqa: E402
 
 from infopo_jax import runtime, score  # noqa: E402
+from infopo_jax.envs.retail import Retail  # noqa: E402
 from infopo_jax.lm import hf  # noqa: E402
 from infopo_jax.lm.chat import Chat  # noqa: E402
 from infopo_jax.types import Role  # noqa: E402
@@ -34,7 +36,10 @@ SCORING = {'temperature': 1.0, 'kind': 'log_ratio'}
 
 
 def talk_of(model, chat=CHAT, **options):
-    setting = dict(system='', max_new_tokens=6, cache_dtype=None, seed=0, temperature=1.0, scoring=SCORING) | options
+    setting = (
+        dict(system='', tools=None, max_new_tokens=6, cache_dtype=None, seed=0, temperature=1.0, scoring=SCORING)
+        | options
+    )
     return chat_launch.Talk(model, chat, chat.content({'role': 'user', 'content': 'nothing'}), **setting)
 
 
@@ -114,6 +119,18 @@ def test_pieces_hold_back_half_a_character():
     pieces.add([CHAT.stop_id])
     pieces.end()
     assert written == ['é']
+
+
+def test_talk_with_a_run_begins_as_its_environment_does(model):
+    env = Retail(brief=True)
+    loop = SimpleNamespace(make_env=lambda: env, tasks={'train': env.tasks('train')})
+    system, tools = chat_launch._scene(loop)
+    messages, info = env.reset()
+    assert (system, tools) == (messages[0]['content'], info['tools']) and 'get_order' in system
+    talk = talk_of(model, system=system, tools=tools)
+    talk.say('which colour', lambda text: None)
+    prompt = CHAT.prompt([messages[0], {'role': 'user', 'content': 'which colour'}], tools)
+    assert talk.ids[: len(prompt)] == prompt
 
 
 @pytest.fixture
