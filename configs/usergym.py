@@ -27,7 +27,7 @@ def get_config(setting: str = 'small'):
 
 
 def _small(config):
-    config.steps = 250
+    config.steps = 200
     config.env.gym = 'intention'
     config.env.level = 1
     config.env.reward = 'share'  # sparse, six occasions are learnt one by one from few successes: 0.2 after 150 steps
