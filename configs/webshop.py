@@ -24,7 +24,7 @@ from infopo_jax.config import base_config
 def get_config():
     """Returns the run in the embedded shop."""
     config = base_config()
-    config.steps = 200
+    config.steps = 125
 
     config.env.name = 'webshop'
     config.env.kind = 'hosted'
