@@ -7,17 +7,20 @@ import sys
 # Run from a clone, installed or not: the package beside this folder is the one that is meant.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import command_line
 import run_folder
 
 USAGE = """
-Evaluates a checkpoint of a run on held-out tasks, prints the result and writes eval.json into the run's folder.
+Evaluates a checkpoint of a run on held-out tasks, prints the result and writes it as JSON.
 
   python launch/evaluate.py --workdir=runs/mine
   python launch/evaluate.py --workdir=runs/mine --checkpoint=last --config.eval.episodes=1024
   python launch/evaluate.py --workdir=runs/mine --config.seed=1 --config.eval.temperature=0
+  python launch/evaluate.py --workdir=runs/mine --config.env.user_style=stubborn --out=runs/mine/stubborn.json
 
   --workdir=FOLDER                  a run that launch/train.py wrote
   --checkpoint=best|last            best: highest held-out success during training (default); last: the newest
+  --out=FILE                        where the result goes; default: eval.json in the run's folder
   --config.eval.episodes=N          held-out episodes, whole groups
   --config.eval.temperature=X       of sampling; 0 is greedy
   --config.batch.group_size=K       rollouts per task, the k of pass^k
@@ -25,18 +28,20 @@ Evaluates a checkpoint of a run on held-out tasks, prints the result and writes 
   --config.env.user_style=NAME      how a scripted user talks: plain, terse, verbose, distracted, stubborn
   --config.user.name=NAME ...       who answers: scripted, openai, policy; begins with none of the run's config.user
 
-With fields as the run has them, the numbers are those of the run's own evaluation at that step. eval.json lists under
+With fields as the run has them, the numbers are those of the run's own evaluation at that step. The result lists under
 "changed" the fields that differ from config.json.
 """
 
 
-def main(config, workdir: str, *, checkpoint: str) -> None:
-    """Evaluates, prints and writes eval.json."""
+def main(config, workdir: str, *, checkpoint: str, out: str | None) -> None:
+    """Evaluates, prints and writes the result."""
     from infopo_jax import config as config_lib, logger, train
 
+    path = pathlib.Path(workdir) / 'eval.json' if out is None else pathlib.Path(out)
+    if not path.parent.is_dir():
+        raise command_line.UsageError(f'--out={out}: there is no folder {path.parent}')
     metrics = train.evaluate(config, workdir, best=checkpoint == 'best')
     print(table(metrics, title=f'{workdir}: {checkpoint} checkpoint, step {metrics["step"]}'))
-    path = pathlib.Path(workdir) / 'eval.json'
     setting = {'checkpoint': checkpoint, 'seed': config.seed, 'group_size': config.batch.group_size}
     setting['changed'] = {field: now for field, _, now in config_lib.diff(run_folder.get_config(workdir), config)}
     values = {name: logger.number(name, value) for name, value in metrics.items()}
@@ -70,7 +75,7 @@ def _values(metric):
 
 def run(argv: list[str]) -> int:
     """Runs the command line; returns the exit code."""
-    options = {'checkpoint': {'default': 'best', 'choices': ('best', 'last')}}
+    options = {'checkpoint': {'default': 'best', 'choices': ('best', 'last')}, 'out': {}}
     return run_folder.run(main, argv, usage=USAGE, options=options)
 
 

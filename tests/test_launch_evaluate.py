@@ -98,13 +98,16 @@ def test_evaluate_repeats_the_evaluation_of_the_run(launch, checkpoint):
         assert word in out
 
 
-def test_evaluate_takes_other_episodes_and_groups(launch, monkeypatch):
+def test_evaluate_takes_other_episodes_and_groups(launch, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(train, 'evaluate', lambda config, workdir, *, best: asked.append((config, best)) or RESULT)
-    code, out, _, folder = launch('--config.eval.episodes=32', '--config.batch.group_size=4', '--config.seed=7')
+    where = tmp_path / 'others.json'
+    fields = '--config.eval.episodes=32', '--config.batch.group_size=4', '--config.seed=7'
+    code, out, _, folder = launch(*fields, f'--out={where}')
     [(config, best)] = asked
     assert code == 0 and best and (config.eval.episodes, config.batch.group_size, config.seed) == (32, 4, 7)
-    result = json.loads((folder / 'eval.json').read_text())
+    assert not (folder / 'eval.json').exists()
+    result = json.loads(where.read_text())
     assert result['eval']['episodes'] == 32 and result['group_size'] == 4 and result['seed'] == 7
     assert [line.split() for line in out.splitlines()[1:-1]] == [
         ['reward', '0.500'],
@@ -121,6 +124,7 @@ def test_evaluate_takes_other_episodes_and_groups(launch, monkeypatch):
         (['--config.model.dim=32'], ['model.dim', '16 in the checkpoint', '32 now']),
         (['--config.eval.episode=4'], ['did you mean --config.eval.episodes?']),
         (['--checkpoint=newest'], ['newest', 'best', 'last']),
+        (['--out=nowhere/x.json'], ['--out=nowhere/x.json', 'no folder nowhere']),
         (['--config.eval.episodes=0'], ['config.eval.episodes = 0', 'at least 1']),
     ],
 )
