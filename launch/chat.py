@@ -277,7 +277,7 @@ def run(argv: list[str]) -> int:
         print(USAGE.strip())
         return 0
     if any(word.lstrip('-').split('=')[0] == 'workdir' for word in argv[1:]):
-        return run_folder.run(functools.partial(_guarded, from_run=True), argv, usage=USAGE, options=OPTIONS)
+        return run_folder.run(functools.partial(main, from_run=True), argv, usage=USAGE, options=OPTIONS)
     parser = argparse.ArgumentParser(prog=argv[0], add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, keywords in OPTIONS.items():
         parser.add_argument(f'--{name}', **keywords)
@@ -287,15 +287,7 @@ def run(argv: list[str]) -> int:
         return run_folder.complain(str(error))
     with tempfile.TemporaryDirectory() as folder:  # nothing is written, but the shared command line wants a place
         program = [argv[0], *rest, f'--workdir={folder}']
-        return command_line.run(functools.partial(_guarded, from_run=False, **vars(own)), program, usage=USAGE)
-
-
-def _guarded(config, workdir, **options):
-    """Ends with the message of a UsageError."""
-    try:
-        main(config, workdir, **options)
-    except command_line.UsageError as error:
-        sys.exit(run_folder.complain(str(error)))
+        return command_line.run(functools.partial(main, from_run=False, **vars(own)), program, usage=USAGE)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ def run(main: Callable[[config_dict.ConfigDict, str], None], argv: list[str], *,
     """Parses, validates and calls ``main(config, workdir)``.
 
     Args:
-        main: does the work; a ValueError that this package raises is shown without its traceback.
+        main: does the work; a UsageError, and a ValueError that this package raises, are shown without traceback.
         argv: program name and arguments.
         usage: what --help prints above the list of fields.
 
@@ -61,6 +61,8 @@ def run(main: Callable[[config_dict.ConfigDict, str], None], argv: list[str], *,
             file=sys.stderr,
         )
         return 130
+    except UsageError as error:
+        return _complain(error)
     except ValueError as error:
         if not is_for_user(error):
             raise
