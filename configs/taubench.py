@@ -41,7 +41,7 @@ def _small(config):
     config.rollout.max_tokens = 192
 
     config.optim.lr = 1e-3
-    config.warmstart.steps = 450
+    config.warmstart.steps = 300
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
