@@ -90,7 +90,8 @@ class Taught(Chatter):
 
 TINY = {
     'batch.prompts': 4, 'batch.group_size': 4, 'model.dim': 16, 'model.num_layers': 1, 'model.num_heads': 8,
-    'model.num_kv_heads': 8, 'model.head_dim': 2, 'model.mlp_dim': 32, 'model.tie_embeddings': False,
+    'model.num_kv_heads': 8, 'model.head_dim': 2, 'model.qk_norm': False, 'model.mlp_dim': 32,
+    'model.tie_embeddings': False,
     'warmstart.batch': 16, 'eval.episodes': 16, 'log.rollouts': 2, 'optim.warmup_steps': 0, 'optim.lr': 1e-2,
     'optim.eps': 1e-2,  # where a gradient is next to nothing, Adam's step would be its sign
     'loss.kl_coef': 0.1,

@@ -128,7 +128,8 @@ def test_patience_ends_a_call_that_could_go_on(plan, words):
             user.reply(TALK)
         assert 0.4 <= time.monotonic() - start < 1.5  # not before: a rollout that is begun again asks at once
         counts = user.counters()
-        assert counts['failed_calls'] == 1 and counts['requests'] == len(endpoint.requests)
+        cut_off = counts['requests'] - len(endpoint.requests)  # the last may never have arrived
+        assert counts['failed_calls'] == 1 and 0 <= cut_off <= 1
         assert KEY not in str(failure.value) and failure.value.__suppress_context__
 
 

@@ -220,9 +220,10 @@ class Dialogue:
         else:
             self._queue(messages, self._stopped)
         if self.ended:  # partial credit is kept, and turns cost what they cost, whatever the end
-            scored = not (terminated or truncated) and hasattr(self._env, 'score')
-            outcome = self._env.score(self.num_turns) if scored else info.get('outcome', sum(self.rewards))
-            self.outcome = contract.number('the outcome', outcome)
+            if not (terminated or truncated) and hasattr(self._env, 'score'):
+                self.outcome = contract.number('score(num_turns)', self._env.score(self.num_turns))
+            else:
+                self.outcome = contract.number("info['outcome']", info.get('outcome', sum(self.rewards)))
 
     def _queue(self, messages: list[Message], stopped: bool) -> None:
         messages = self._cut(messages)
