@@ -44,9 +44,11 @@ def test_ladder_holds_many_messages_to_a_turn(num_turns, num_messages, num_place
     turns = builders.turns_of([answered(192, num_turns, num_messages)], max_turns=10, length=192)
     placeholder = range(1, num_placeholder + 1)
     (branch_len, target_len), _ = ladder.fit(turns, placeholder, horizon)
-    packing.pack(
+    packed = packing.pack(
         turns, jnp.array(placeholder, jnp.int32), horizon=horizon, branch_len=branch_len, target_len=target_len
     )
+    assert int(packed.branch_used.max()) <= branch_len
+    assert int(packed.target_mask.sum()) == num_turns
 
 
 def test_ladder_of_ordinary_answers_has_room_for_one_message_to_a_turn():

@@ -118,7 +118,8 @@ def test_validate_names_field_value_and_constraint(fields, words):
     ('estimator', 'baseline'), [('raw_gain', 'turn'), ('info_only', 'group'), ('info_only', 'none')]
 )
 def test_validate_accepts_groups_of_one_that_compare_turns_or_nothing(estimator, baseline):
-    config_lib.validate(edited(batch__group_size=1, advantage__estimator=estimator, info__baseline=baseline))
+    config = edited(batch__group_size=1, advantage__estimator=estimator, info__baseline=baseline)
+    assert config_rules.problems(config_lib.flatten(config)) == []
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,9 @@ def test_env_knobs_leaves_out_what_is_not_set():
 @pytest.mark.parametrize('name', [name for name in envs.ENVIRONMENTS if name != 'probe'])  # whose worlds have theirs
 def test_every_environment_takes_a_turn_limit(name):
     kind = 'hosted' if hasattr(envs.constructor(name), 'tasks') else 'jitted'
-    config_lib.validate(edited(env__name=name, env__kind=kind, env__turn_limit=3))
+    config = edited(env__name=name, env__kind=kind, env__turn_limit=3)
+    assert config_lib.env_knobs(config) == {'turn_limit': 3} and 'turn_limit' in envs.knobs(name)
+    config_lib.validate(config)
 
 
 def test_webshop_server_takes_the_sizes_of_its_shop():
