@@ -28,6 +28,8 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
         trained: the config that the model was trained with, where that may be another: its words are those.
     """
     knobs = config_lib.env_knobs(config) | build_user.make_user(config)
+    if 'call_timeout' in envs.knobs(config.env.name):  # an environment with a limit of its own; its user fails first
+        knobs['call_timeout'] = build_user.PATIENCE * config.rollout.call_seconds
     sizes = make_sizes(config)
     mesh = make_mesh(config, sizes)
     env = envs.make(config.env.name, **knobs)

@@ -141,8 +141,8 @@ def test_attend_soft_cap_bounds_scores_before_they_are_masked():
 @pytest.mark.parametrize('limit', [attention.DENSE_LIMIT, 1])
 def test_attend_with_a_traced_window_equals_a_static_one(qkv, place, monkeypatch, limit):
     """Also where blocks are recomputed in the backward pass, and in the branches' blocks of keys."""
-    monkeypatch.setattr(attention, 'DENSE_LIMIT', limit)
-    for name, size in (('QUERY_BLOCK', 4), ('KEY_BLOCK', 4)):
+    sizes = {'DENSE_LIMIT': limit, 'BRANCH_LIMIT': limit, 'QUERY_BLOCK': 4, 'KEY_BLOCK': 4}
+    for name, size in sizes.items():
         monkeypatch.setattr(attention, name, size)
 
     def run(window):

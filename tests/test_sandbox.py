@@ -1,9 +1,11 @@
 """What code may do in the sandbox, and what happens where there are no walls."""
 
 import ast
+import itertools
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sandboxed import CALLS, DOUBLE, function, needs_walls, value, values
 
-from infopo_jax.envs import sandbox
+from infopo_jax.envs import sandbox, sandbox_jail
 from infopo_jax.envs.sandbox import Call, Limits, Other, agree, run
 
 pytestmark = needs_walls
@@ -27,6 +29,35 @@ def test_run_returns_values_and_their_types():
         [1, 2.5, True, None, 'é\n', (1, (2,)), {1, 2}, {(1, 2): [3]}, float('inf')]
     )
     assert type(values(code, ['f(2)'])[0]) is bool and type(values(code, ['f(5)'])[0]) is tuple
+
+
+def test_run_returns_integers_of_any_size():
+    code = 'def f(x):\n    return [10**5000, -(2**64), {1 << 70: True}, 3][x]\n'
+    assert values(code, [f'f({x})' for x in range(4)]) == [10**5000, -(2**64), {1 << 70: True}, 3]
+
+
+def test_run_goes_on_after_a_value_that_cannot_be_written():
+    code = 'def f(x):\n    return [1, "\\0" * 30_000_000, 3][x]\n'  # six times as long in JSON
+    first, second, third = run(code, ['f(0)', 'f(1)', 'f(2)'], Limits(memory_mb=256)).calls
+    assert (first, third) == (Call(1), Call(3)) and 'MemoryError' in second.error
+
+
+def test_time_in_which_code_waits_for_a_core_does_not_count(monkeypatch):
+    """Of 0.2 s that it may take, it could not run for 0.5 s."""
+    pipes, (ours, theirs) = [os.pipe(), os.pipe()], socket.socketpair()
+    starved = itertools.chain([0.0, 0.5], itertools.repeat(0.5))
+    monkeypatch.setattr(sandbox_jail, '_starved', lambda worker: next(starved))
+    start = time.monotonic()
+    with ours, theirs:
+        request = {'wall_s': 0.2, 'output_bytes': 9}
+        data, error = sandbox_jail._watch(ours, pipes[0][0], pipes[1][0], os.getpid(), request)
+    assert (data, error) == (b'', 'stopped after 0.2 s') and time.monotonic() - start >= 0.7
+    for fd in itertools.chain(*pipes):
+        os.close(fd)
+
+
+def test_waiting_for_a_core_is_what_the_kernel_counts():
+    assert 0 <= sandbox_jail._starved(os.getpid()) < 1e6 and sandbox_jail._starved(-1) == 0.0
 
 
 def test_run_names_values_that_are_no_plain_data():

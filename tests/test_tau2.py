@@ -9,6 +9,7 @@ from endpoint import EndpointUser
 from infopo_jax.envs import remote
 from infopo_jax.envs.tau2 import Tau2
 from infopo_jax.envs.tools import render
+from infopo_jax.users import UserFailed
 
 TOOLS = [
     {'type': 'function', 'function': {'name': name, 'parameters': {'properties': properties, 'type': 'object'}}}
@@ -48,10 +49,11 @@ def play(*answers, **knobs):
 @pytest.mark.parametrize(
     ('text', 'sent'),
     [
-        ('Hello. ', 'Hello.'),
-        ('<think>He is cross.</think>Hello.', 'Hello.'),
-        (render('refuel', {'gb': 2}), '{"name": "refuel", "arguments": {"gb": 2}}'),
-        ('One moment. ' + render('done', {}), '{"name": "done", "arguments": {}}'),
+        ('Hello. ', {'text': 'Hello.'}),
+        ('<think>He is cross.</think>Hello.', {'text': 'Hello.'}),
+        ('{"name": "refuel", "arguments": {"gb": 2}}', {'text': '{"name": "refuel", "arguments": {"gb": 2}}'}),
+        (render('refuel', {'gb': 2}), {'call': {'name': 'refuel', 'arguments': {'gb': 2}}}),
+        ('One moment. ' + render('done', {}), {'call': {'name': 'done', 'arguments': {}}}),
     ],
 )
 def test_step_sends_text_or_one_call(text, sent):
@@ -79,6 +81,18 @@ def test_step_answers_what_is_no_action_itself(text, error):
     assert messages[0]['role'] == 'tool' and messages[0]['content'].startswith(f'Error: {error}')
     assert info == {'is_error': True} and not terminated and not truncated
     assert len(env._remote.asked) == 1  # the package never hears of it
+
+
+@pytest.mark.parametrize(('solo', 'error'), [(False, UserFailed), (True, remote.RemoteTimeout)])
+def test_a_late_answer_is_the_users_failure_where_there_is_one(solo, error):
+    env = play(domain='telecom', solo=solo, user=None if solo else EndpointUser())
+
+    def late(method, **arguments):
+        raise remote.RemoteTimeout('no answer within 5 s')
+
+    env._remote.call = late
+    with pytest.raises(error, match='within 5 s'):
+        env.step(render('refuel', {'gb': 2}))
 
 
 def test_step_tells_a_solo_agent_that_there_is_no_user():

@@ -164,6 +164,18 @@ def test_every_dropped_action_earns_what_the_package_gives(package):
     check_drops(random.Random(2).sample(all_tasks(build('telecom-solo')), 20))
 
 
+@pytest.mark.parametrize(
+    'text',
+    ["find_user_id_by_email(email='a@b.c')", '{"name": "no_such_tool", "arguments": {}}', 'Sure (ok)', 'done()'],
+)
+def test_text_is_said_to_the_user_whatever_it_looks_like(served, text):
+    env = build('retail', served)
+    env.reset(options={'task': env.tasks('test')[0]})
+    messages, _, terminated, _, info = env.step(text)
+    assert messages == [{'role': 'user', 'content': 'Please help me.'}] and not terminated and not info['is_error']
+    env.close()
+
+
 def test_doing_nothing_and_ten_errors_score_zero(package):
     env = build('telecom-solo')
     task = env.tasks('train')[0]
@@ -200,7 +212,7 @@ def test_an_observation_is_never_the_one_before(package, tmp_path):
     env = remote.RemoteEnv(PYTHON, f'{tmp_path / "slow.py"}:Simulation', knobs, timeout=600.0)
     env.call('reset', task=env.tasks('train')[0], seed=0)
     for phone in ('1', '2', '3'):
-        call = json.dumps({'name': 'get_customer_by_phone', 'arguments': {'phone_number': phone}})
+        call = {'call': {'name': 'get_customer_by_phone', 'arguments': {'phone_number': phone}}}
         assert env.call('step', action=call)['content'] == f'Error: Customer with phone number {phone} not found'
     env.close()
 

@@ -18,6 +18,7 @@ from typing import Any
 from infopo_jax.envs.remote_interpreter import (
     Interpreter,
     RemoteError,
+    RemoteTimeout,
     close_all,
     interpreter,
     receive_line,
@@ -25,7 +26,7 @@ from infopo_jax.envs.remote_interpreter import (
 )
 from infopo_jax.envs.text import Observation
 
-__all__ = ['Interpreter', 'RemoteEnv', 'RemoteError', 'close_all', 'interpreter']
+__all__ = ['Interpreter', 'RemoteEnv', 'RemoteError', 'RemoteTimeout', 'close_all', 'interpreter']
 
 
 class RemoteEnv:
@@ -75,8 +76,8 @@ class RemoteEnv:
         Raises:
             ValueError: the method raised a ValueError, or the interpreter does not exist.
             UserFailed: the method raised an exception of that name.
-            RemoteError: it raised anything else, crashed, or gave no answer in time; the process is gone in the latter
-                two cases, and the next call starts another.
+            RemoteError: it raised anything else, crashed, or (RemoteTimeout) gave no answer in time; the process is gone
+                in the latter two cases, and the next call starts another.
         """
         if self._socket is None:
             self._start()
@@ -107,7 +108,8 @@ class RemoteEnv:
             line = receive_line(connection, self._timeout, what)
         except (RemoteError, OSError) as error:
             told = error if isinstance(error, RemoteError) else f'{what} crashed'
-            raise RemoteError(f'{told} (its process {self._abandon()}){self._interpreter.last_words()}') from error
+            kind = RemoteTimeout if isinstance(error, RemoteTimeout) else RemoteError
+            raise kind(f'{told} (its process {self._abandon()}){self._interpreter.last_words()}') from error
         except BaseException:  # Ctrl-C: an answer may still come, to a question that nobody remembers
             self._abandon()
             raise

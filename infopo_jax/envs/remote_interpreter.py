@@ -36,6 +36,10 @@ class RemoteError(RuntimeError):
         self.kind = kind
 
 
+class RemoteTimeout(RemoteError):
+    """The other interpreter gave no answer in time."""
+
+
 class Interpreter:
     """A process of another Python that has imported an environment, and forks a child for each that is asked for.
 
@@ -180,7 +184,8 @@ def receive_line(connection: socket.socket, timeout: float, what: str) -> bytes:
     """Reads one line.
 
     Raises:
-        RemoteError: it did not come in time, was too long, or the connection has ended.
+        RemoteTimeout: it did not come in time.
+        RemoteError: it was too long, or the connection has ended.
     """
     deadline, parts, size = time.monotonic() + timeout, [], 0
     while not parts or not parts[-1].endswith(b'\n'):
@@ -188,7 +193,7 @@ def receive_line(connection: socket.socket, timeout: float, what: str) -> bytes:
         try:
             parts.append(connection.recv(1 << 16))
         except TimeoutError:
-            raise RemoteError(f'{what} gave no answer within {timeout:g} s') from None
+            raise RemoteTimeout(f'{what} gave no answer within {timeout:g} s') from None
         size += len(parts[-1])
         if not parts[-1]:
             raise RemoteError(f'{what} crashed')

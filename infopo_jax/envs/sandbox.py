@@ -51,7 +51,7 @@ class Limits:
 
     cpu_s: int = 3  # seconds of CPU time, all calls together
     call_s: float = 0.5  # seconds of CPU time, one call
-    wall_s: float = 10.0  # seconds
+    wall_s: float = 10.0  # seconds, those left out in which it waits for a core
     memory_mb: int = 512  # MiB of address space, the interpreter's 100 or so included
     output_bytes: int = 1 << 20  # printed and returned, all calls together
     value_bytes: int = 1 << 16  # of one value as JSON; a larger one is an error
@@ -197,6 +197,8 @@ def _decode(value: Any) -> Any:
     if kind == 'other':
         name, text = content
         return Other(str(name), str(text))
+    if kind == 'int':
+        return int(content, 16)
     if kind == 'dict':
         return {_decode(key): _decode(item) for key, item in content}
     return {'list': list, 'tuple': tuple, 'set': set}[kind](_decode(item) for item in content)

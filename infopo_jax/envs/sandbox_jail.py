@@ -28,6 +28,7 @@ from infopo_jax.envs import sandbox_walls
 
 MAX_REQUEST = 4 << 20  # bytes
 MAX_DEPTH = 64  # of nested values
+LARGE = 1 << 63  # integers above it go as hexadecimal digits: decimal ones end at 4,300
 _SLICE_S = 0.2  # in which the wall time is counted
 # What needs shared libraries of the system, which the worker does not see, and what answers import most.
 PRELOAD = """bisect bz2 cmath collections copy csv ctypes dataclasses datetime decimal enum fractions functools hashlib
@@ -116,7 +117,7 @@ def supervise(connection: socket.socket, root: str | None) -> None:
     with open(ready[0], 'rb') as stream:  # closed before the first line of foreign code runs: it cannot be forged
         built = stream.read()
     if built == b'ok':
-        data, error = _watch(connection, results[0], printed[0], request)
+        data, error = _watch(connection, results[0], printed[0], worker, request)
     os.kill(worker, signal.SIGKILL)  # with it, what is in its process namespace
     status = os.waitpid(worker, 0)[1]
     if built != b'ok':
@@ -132,16 +133,24 @@ def _send(connection: socket.socket, refused: str | None, error: str | None, dat
         connection.sendall(json.dumps({'refused': refused, 'error': error}).encode() + b'\n' + data)
 
 
-def _watch(connection: socket.socket, results: int, printed: int, request: dict) -> tuple[bytes, str | None]:
-    """Reads until the worker has closed its pipes, reached a limit, or nobody waits; returns results and error."""
-    left = request['wall_s']
+def _watch(
+    connection: socket.socket, results: int, printed: int, worker: int, request: dict
+) -> tuple[bytes, str | None]:
+    """Reads until the worker has closed its pipes, reached a limit, or nobody waits; returns results and error.
+
+    Time in which the worker waits for a core does not count: many runs at once, or a busy machine, fail nobody.
+    """
+    left, starved = request['wall_s'], _starved(worker)
     poller = select.poll()
     for fd, events in ((results, select.POLLIN), (printed, select.POLLIN), (connection.fileno(), 0)):
         poller.register(fd, events)
     data, total, is_open = bytearray(), 0, {results, printed}
     while is_open:
         if left <= 0:
-            return bytes(data), f'stopped after {request["wall_s"]} s'
+            before, starved = starved, _starved(worker)
+            left += starved - before
+            if left <= 0:
+                return bytes(data), f'stopped after {request["wall_s"]} s'
         start, events = time.monotonic(), poller.poll(_SLICE_S * 1000)
         left -= min(time.monotonic() - start, _SLICE_S)  # no more: the time while all was suspended is nobody's fault
         for fd, _ in events:
@@ -157,6 +166,15 @@ def _watch(connection: socket.socket, results: int, printed: int, request: dict)
         if total > request['output_bytes']:
             return bytes(data), f'more than {request["output_bytes"]} bytes of output'
     return bytes(data), None
+
+
+def _starved(worker: int) -> float:
+    """Returns how many seconds a process could have run, had there been a core; 0 where the kernel does not tell."""
+    try:
+        with open(f'/proc/{worker}/schedstat', encoding='ascii') as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _be_worker(request: dict, root: str | None, number: int, results: int, printed: int, ready: int) -> None:
@@ -190,7 +208,10 @@ def work(request: dict, results: int) -> None:
         broken = _describe(error)
     for number, call in enumerate(request['calls']):
         line = [number, broken, None] if broken else [number, *evaluate(code, call, request['call_s'])]
-        text = json.dumps(line)
+        try:
+            text = json.dumps(line)
+        except BaseException as error:  # a value too large for the memory that is left, or a str that raises
+            text = json.dumps([number, _describe(error), None])
         if len(text) > request['value_bytes']:
             text = json.dumps([number, f'a value of more than {request["value_bytes"]} bytes', None])
         data = memoryview(text.encode() + b'\n')
@@ -230,6 +251,8 @@ def encode(value: object, depth: int = 0) -> object:
     """Writes a value as JSON that keeps apart what == keeps apart; what is no plain data goes by type and repr."""
     if depth > MAX_DEPTH:
         raise ValueError('the value is nested too deeply')
+    if isinstance(value, int) and abs(value) > LARGE:
+        return {'int': hex(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     for name, kind in (('list', list), ('tuple', tuple), ('set', set | frozenset)):

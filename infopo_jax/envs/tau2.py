@@ -9,15 +9,15 @@ version stands in the info of ``reset``.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import sys
 from typing import Any
 
-from infopo_jax.envs.remote import RemoteEnv, RemoteError
+from infopo_jax.envs.remote import RemoteEnv, RemoteError, RemoteTimeout
 from infopo_jax.envs.text import Message
 from infopo_jax.envs.tools import Action, parse
+from infopo_jax.users import UserFailed
 
 DOMAINS = ('airline', 'retail', 'telecom', 'telecom-solo')
 _WORKER = pathlib.Path(__file__).with_name('tau2_worker.py')
@@ -37,7 +37,7 @@ class Tau2:
     The system prompt is the package's own, with its policy; its tools are in the info of ``reset``, ``done`` among
     them, which ends the talk. An agent's text is parsed as everywhere (see ``tools.parse``): what is malformed, calls
     an unknown tool or has arguments of a wrong type is answered here, and the package never hears of it; it answers
-    the rest, and ends a talk after ten errors of its tools. Text beside a call is dropped: the package has either. The
+    the rest, where text is said to the user whatever it looks like, and ends a talk after ten errors of its tools. Text beside a call is dropped: the package has either. The
     outcome is the package's own evaluation; a talk that does not end by itself scores 0, as there.
 
     Args:
@@ -53,7 +53,8 @@ class Tau2:
         judge_model: the language model that judges, at the user's endpoint; None: the package's default.
         python: the interpreter that has the package; None: the variable TAU2_PYTHON, else this one.
         data_dir: the package's data; None: the variable TAU2_DATA_DIR, else where the package looks.
-        call_timeout: seconds that one answer may take.
+        call_timeout: seconds that one answer may take; a run sets nine tenths of config.rollout.call_seconds. It is the
+            user who failed where one takes longer, unless there is none.
 
     Raises:
         ValueError: a value that does not exist, or a domain that needs a user and has none.
@@ -155,10 +156,8 @@ class Tau2:
         if error:
             answer = {'role': 'tool', 'content': f'Error: {error}.', 'terminated': False}
         else:
-            said = (
-                action.text if action.name is None else json.dumps({'name': action.name, 'arguments': action.arguments})
-            )
-            answer = self._call('step', action=said)
+            call = {'name': action.name, 'arguments': action.arguments}
+            answer = self._call('step', action={'text': action.text} if action.name is None else {'call': call})
         return self._result(answer)
 
     def close(self) -> None:
@@ -195,6 +194,10 @@ class Tau2:
     def _call(self, method: str, **arguments: Any) -> Any:
         try:
             return self._remote.call(method, **arguments)
+        except RemoteTimeout as error:
+            if self.solo:
+                raise
+            raise UserFailed(f'the language model that plays the user may be too slow: {error}') from error
         except RemoteError as error:
             if error.kind in ('ImportError', 'ModuleNotFoundError', 'FileNotFoundError'):
                 first = str(error).partition('\n')[0]

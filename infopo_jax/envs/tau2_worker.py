@@ -16,6 +16,7 @@ try:
 
     logger.remove()  # it tells of every message
     from tau2.agent import llm_agent
+    from tau2.data_model.message import AssistantMessage
     from tau2.data_model.simulation import SimulationRun
     from tau2.evaluator import evaluator_nl_assertions as judge_module
     from tau2.evaluator.evaluator import EvaluationType, evaluate_simulation
@@ -55,9 +56,28 @@ def _wait_for_observations():
     gym_agent.GymAgent.is_agent_turn = property(is_agent_turn)
 
 
-if '_get_reward' not in vars(gym_agent.AgentGymEnv) or 'is_agent_turn' not in vars(gym_agent.GymAgent):
+def _read_actions():
+    """Makes the package read actions as ``Simulation.step`` writes them; by itself it finds calls in plain text."""
+    parse = gym_agent.parse_action_string
+
+    def read(action):
+        said = json.loads(action)
+        if 'text' in said:
+            return AssistantMessage(role='assistant', content=said['text'])
+        return parse(json.dumps(said['call']))
+
+    gym_agent.parse_action_string = read
+
+
+_PATCHED = [
+    (gym_agent.AgentGymEnv, '_get_reward'),
+    (gym_agent.GymAgent, 'is_agent_turn'),
+    (gym_agent, 'parse_action_string'),
+]
+if not all(name in vars(owner) for owner, name in _PATCHED):
     raise ImportError(f'tau2 {importlib.metadata.version("tau2")} plays in another way than 1.0.1; install that one')
 _wait_for_observations()
+_read_actions()
 
 
 class Simulation:
@@ -68,8 +88,8 @@ class Simulation:
         solo: the agent has the user's tools and a ticket, and there is no user.
         evaluation: 'all', the package's; 'env' leaves out what a language model would have to judge.
         max_steps: of the package's orchestrator.
-        user: {'model', 'base_url', 'api_key_env', 'temperature', 'timeout', 'retries'} of the language model that plays
-            the user; absent ones are left to the package and litellm.
+        user: {'model', 'base_url', 'api_key_env', 'temperature', 'timeout', 'retries', 'patience'} of the language
+            model that plays the user; absent ones are left to the package and litellm.
         judge: name of the language model that judges; None is the package's.
     """
 
@@ -120,8 +140,11 @@ class Simulation:
         }
 
     def step(self, action):
-        """Carries out text or a call as JSON; returns the answer, and the score once the episode has ended."""
-        observation, _, terminated, _, info = self.env.step(action)
+        """Carries out {'text': what is said} or {'call': {'name', 'arguments'}}.
+
+        Returns the answer, and the score once the episode has ended.
+        """
+        observation, _, terminated, _, info = self.env.step(json.dumps(action))
         role, content = _split(observation)
         answer = {'role': role, 'content': content, 'terminated': terminated}
         if terminated:
@@ -161,10 +184,13 @@ class Simulation:
 
 def _user(user):
     """Returns model and arguments for litellm; the key stays in the environment, out of what the package records."""
+    timeout, patience = user.get('timeout'), user.get('patience')
+    if patience is not None:  # all tries together end within it
+        timeout = min(timeout or patience, patience / (1 + (user.get('retries') or 0)))
     args = {
         'temperature': user.get('temperature', 0.0),
         'api_base': user.get('base_url'),
-        'timeout': user.get('timeout'),
+        'timeout': timeout,
         'num_retries': user.get('retries'),
         'drop_params': True,  # such as a seed, of which a provider knows nothing
     }

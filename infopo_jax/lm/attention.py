@@ -14,6 +14,7 @@ from infopo_jax.types import Place, pytree_dataclass
 Visible = Callable[[Place, Place], jax.Array]
 
 DENSE_LIMIT = 512 * 512  # largest [S, K] block of scores held at once, per row and head
+BRANCH_LIMIT = 256 * 256  # likewise of branches, most of whose scores are masked: above it, blocks are skipped
 QUERY_BLOCK = 128  # fewest queries per block
 MAX_BLOCKS = 16  # most query blocks that are unrolled
 KEY_BLOCK = 64  # keys per block where blocks are skipped; 128 computes a tenth more of masked scores
@@ -176,7 +177,7 @@ class BlockMap:
 
 def block_map(query: Place, key: Place, *, visible: Visible) -> BlockMap | None:
     """Returns the map for ``attend_sparse``, or None where everything fits one dense block."""
-    if query.position.shape[1] * key.position.shape[1] <= DENSE_LIMIT:
+    if query.position.shape[1] * key.position.shape[1] <= BRANCH_LIMIT:
         return None
 
     def pad(place, block):

@@ -147,6 +147,7 @@ class OpenAIUser:
             'temperature': self.temperature,
             'timeout': self.timeout,
             'retries': self.retries,
+            'patience': None if math.isinf(self.patience) else self.patience,
         }
 
     def close(self) -> None:
