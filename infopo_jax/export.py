@@ -1,12 +1,15 @@
 """A run's model as a folder that transformers loads."""
 
+import pathlib
 from typing import Any
 
 import jax
 from flax import nnx
 
 from infopo_jax import build, train
+from infopo_jax.checkpoint import FOLDER
 from infopo_jax.lm import hf, hf_adapter, lora
+from infopo_jax.logger import METRICS_FILE
 from infopo_jax.state import step_of
 
 
@@ -18,7 +21,7 @@ def export(
     Args:
         config: the run's own.
         workdir: folder of the run; nothing is written there.
-        out: folder to write to.
+        out: folder to write to, which is neither a run's nor config.model.path; a checkpoint in it is replaced.
         best: takes the checkpoint with the highest held-out success instead of the newest.
         dtype: 'float32' or 'bfloat16'; None takes what the run computed in.
         adapter: writes the LoRA adapter alone, in the peft library's layout; otherwise it is merged into its base.
@@ -27,9 +30,10 @@ def export(
         The checkpoint's step.
 
     Raises:
-        ValueError: there is no checkpoint, the run's world has no tokenizer, there is no adapter, or transformers has
-            no architecture with the model's switches.
+        ValueError: out is a folder that must stay as it is, there is no checkpoint, the run's world has no tokenizer,
+            there is no adapter, or transformers has no architecture with the model's switches.
     """
+    _check_out(config, workdir, out)
     if config.env.kind == 'jitted':
         raise ValueError(
             f'the model of environment {config.env.name!r} speaks in ids of that world and has no tokenizer, which '
@@ -51,6 +55,26 @@ def export(
         hf.save(model, out, dtype=dtype or config.model.dtype, fields=_special_ids(loop.chat))
     loop.chat.tokenizer.save_pretrained(out)
     return step_of(state)
+
+
+def _check_out(config: Any, workdir: str, out: str) -> None:
+    """Raises ValueError for a folder in which an export would overwrite what runs live on."""
+    folder, source = _resolved(out), config.model.path
+    is_run = (folder / FOLDER).is_dir() or (folder / METRICS_FILE).exists()
+    if is_run or folder == _resolved(workdir):
+        raise ValueError(
+            f'out = {out!r} is the folder of a run, whose config.json would be overwritten: name another one, such as '
+            f'{str(pathlib.Path(out) / "exported")!r}'
+        )
+    if source is not None and folder.is_dir() and folder == _resolved(source):
+        raise ValueError(
+            f'out = {out!r} is config.model.path, the checkpoint that the run began with and is opened with: '
+            'name another folder'
+        )
+
+
+def _resolved(path: str) -> pathlib.Path:
+    return pathlib.Path(path).expanduser().resolve()
 
 
 def _special_ids(chat) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Evaluates a checkpoint of a run on held-out tasks, prints the result and writes 
 
   --workdir=FOLDER                  a run that launch/train.py wrote
   --checkpoint=best|last            best: highest held-out success during training (default); last: the newest
-  --out=FILE                        where the result goes; default: eval.json in the run's folder
+  --out=FILE                        where the result goes, no file of a run's own; default: eval.json in its folder
   --config.eval.episodes=N          held-out episodes, whole groups
   --config.eval.temperature=X       of sampling; 0 is greedy
   --config.batch.group_size=K       rollouts per task, the k of pass^k
@@ -32,14 +32,17 @@ With fields as the run has them, the numbers are those of the run's own evaluati
 "changed" the fields that differ from config.json.
 """
 
+IN_EVERY_RUN = 'checkpoints', 'metrics.jsonl'
+# What a run writes beside its figures (*.png): files, and folders with all that is in them.
+OF_RUNS = 'config.json', 'rollouts.jsonl', 'report.html', 'tensorboard', 'profile', *IN_EVERY_RUN
+
 
 def main(config, workdir: str, *, checkpoint: str, out: str | None) -> None:
     """Evaluates, prints and writes the result."""
     from infopo_jax import config as config_lib, logger, train
 
     path = pathlib.Path(workdir) / 'eval.json' if out is None else pathlib.Path(out)
-    if not path.parent.is_dir():
-        raise command_line.UsageError(f'--out={out}: there is no folder {path.parent}')
+    _check_out(path)
     metrics = train.evaluate(config, workdir, best=checkpoint == 'best')
     print(table(metrics, title=f'{workdir}: {checkpoint} checkpoint, step {metrics["step"]}'))
     setting = {'checkpoint': checkpoint, 'seed': config.seed, 'group_size': config.batch.group_size}
@@ -48,6 +51,23 @@ def main(config, workdir: str, *, checkpoint: str, out: str | None) -> None:
     result = logger.plain(setting | {'eval': config.eval.to_dict()} | values)
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + '\n', encoding='utf-8')
     print(f'written: {path}')
+
+
+def _check_out(path: pathlib.Path) -> None:
+    """Raises UsageError for a place where no result can be written, or where it would overwrite what a run wrote."""
+    if not path.parent.is_dir():
+        raise command_line.UsageError(f'--out={path}: there is no folder {path.parent}')
+    if path.is_dir():
+        raise command_line.UsageError(f'--out={path} is a folder: name a file, such as --out={path / "result.json"}')
+    file = path.resolve()
+    for folder in file.parents:
+        first = file.relative_to(folder).parts[0]
+        is_run = any((folder / name).exists() for name in IN_EVERY_RUN)
+        if is_run and (first in OF_RUNS or first.endswith('.png')):
+            raise command_line.UsageError(
+                f'--out={path} is what the run in {folder} writes itself: name another file, such as '
+                f'--out={folder / "result.json"}'
+            )
 
 
 def table(metrics: dict, *, title: str) -> str:

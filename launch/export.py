@@ -16,7 +16,7 @@ Writes the model of a run as safetensors, config.json and tokenizer: a folder th
   python launch/export.py --workdir=runs/mine --out=adapter --adapter        # of a run with config.lora.rank
 
   --workdir=FOLDER         a run that launch/train.py wrote
-  --out=FOLDER             where to write; an earlier checkpoint there is replaced
+  --out=FOLDER             where to write, no run's own folder; an earlier checkpoint there is replaced
   --checkpoint=best|last   best: highest held-out success during training (default); last: the newest
   --dtype=float32|bfloat16 of the weights; default: what the run computed in
   --adapter                writes the adapter alone, as the peft library loads it; without, it is merged into its base

@@ -135,6 +135,28 @@ def test_evaluate_answers_errors_shortly_with_code_2(launch, arguments, words):
     assert not (folder / 'eval.json').exists()
 
 
+@pytest.mark.parametrize(
+    ('out', 'words'),
+    [
+        ('', 'is a folder: name a file, such as --out='),
+        ('config.json', 'is what the run in '),
+        ('../run/metrics.jsonl', 'is what the run in '),
+        ('rollouts.jsonl', 'is what the run in '),
+        ('report.html', 'is what the run in '),
+        ('success.png', 'is what the run in '),
+        ('checkpoints/result.json', 'writes itself: name another file, such as --out='),
+    ],
+)
+def test_evaluate_refuses_a_place_for_its_result_before_it_evaluates(launch, monkeypatch, tmp_path, out, words):
+    monkeypatch.setattr(train, 'evaluate', lambda *_, **__: pytest.fail('evaluated first'))
+    before = {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()}
+    (tmp_path / 'link').symlink_to(tmp_path / 'run')
+    for place in (tmp_path / 'run' / out, tmp_path / 'link' / out):
+        code, _, err, _ = launch(f'--out={place}')
+        assert code == 2 and words in err and f'--out={place}' in err
+    assert {path: path.read_bytes() for path in (tmp_path / 'run').rglob('*') if path.is_file()} == before
+
+
 def test_evaluate_names_what_a_folder_lacks(launch, tmp_path, capsys):
     assert launch(workdir=tmp_path / 'nothing')[:3:2] == (
         2,
