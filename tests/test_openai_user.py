@@ -120,6 +120,16 @@ def test_thoughts_do_not_reach_the_agent(text, said):
         assert ask(endpoint).reply(TALK) == said
 
 
+@pytest.mark.parametrize('cached', [False, True])
+def test_half_a_surrogate_pair_in_an_answer_loses_nothing(tmp_path, cached):
+    """JSON can spell it, UTF-8 cannot: neither a replay nor the next request could hold it."""
+    body = completion('Tea?\\ud800 Yes \U0001f375').replace('\\\\ud800', '\\ud800')
+    with Endpoint(lambda *_: (200, {}, body)) as endpoint:
+        user = ask(endpoint, retries=0, cache_dir=str(tmp_path) if cached else None)
+        assert [user.reply(TALK) for _ in range(2)] == ['Tea?? Yes \U0001f375'] * 2
+    assert '\\ud800' in body and len(endpoint.requests) == (1 if cached else 2)
+
+
 def test_seeds_are_those_of_the_rollout_not_of_the_moment():
     with Endpoint() as endpoint:
         for _ in range(2):
@@ -187,6 +197,18 @@ def test_the_key_is_nowhere_but_in_the_header(tmp_path, caplog):
     assert files and all(KEY[:10] not in text for text in files + shown)
     assert not any(KEY in json.dumps(request) for request in endpoint.requests)
     assert failure.value.__cause__ is None and failure.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    'key', ['sk-se\ncret', 'sk-se cret', 'sk-se\tcret', 'sk-s\xe9cret', '\u201csk-secret\u201d', 'sk-\x7fse']
+)
+def test_a_key_that_no_header_can_carry_is_refused_unseen(monkeypatch, key):
+    monkeypatch.setenv('TEST_KEY', key)
+    with pytest.raises(ValueError, match=r'variable TEST_KEY has .*: export the bare key$') as failure:
+        OpenAIUser('tiny', api_key_env='TEST_KEY')
+    assert 'sk-' not in str(failure.value)
+    monkeypatch.setenv('TEST_KEY', f' {KEY}\r\n')  # as $(cat FILE) or an editor leaves it
+    assert OpenAIUser('tiny', api_key_env='TEST_KEY')._key == KEY
 
 
 def test_constructor_refuses_what_cannot_be_meant(monkeypatch):

@@ -1,6 +1,7 @@
 """Replays of what a user has answered."""
 
 import json
+import warnings
 
 import pytest
 
@@ -11,6 +12,7 @@ from openai_user import TALK, after, ask, hurry
 
 from infopo_jax.users import UserFailed
 from infopo_jax.users.openai import OpenAIUser
+from infopo_jax.users.replay import Replay
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +46,24 @@ def test_replay_keeps_no_failure_and_survives_a_broken_file(tmp_path):
             file.write_text(broken)
             assert user.reply(TALK) == 'tea, please'
         assert json.loads(file.read_text())['reply'] == 'tea, please' and not list(tmp_path.rglob('*.part'))
+
+
+def test_replay_leaves_nothing_half_written(tmp_path):
+    replay, key = Replay(tmp_path), Replay.key({})
+    with pytest.raises(UnicodeEncodeError):
+        replay.put(key, {}, 'half a pair: \ud800')
+    (tmp_path / key[:2] / f'{key}.json').mkdir()  # something stands in the place of the file
+    with pytest.raises(OSError):
+        replay.put(key, {}, 'tea')
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_a_cache_that_cannot_be_written_costs_no_answer_and_is_told_once(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with Endpoint() as endpoint, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        user = ask(endpoint, cache_dir=str(tmp_path / 'file'))
+        assert [user.reply(TALK, nonce=nonce) for nonce in '012'] == ['hello'] * 3
+    assert user.counters()['failed_calls'] == 0
+    (warning,) = [str(entry.message) for entry in told]
+    assert warning.startswith('config.user.cache_dir cannot be written, answers are not kept: ') and 'file' in warning

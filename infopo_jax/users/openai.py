@@ -16,6 +16,7 @@ import random
 import threading
 import time
 import urllib.parse
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ class OpenAIUser:
         send_seed: False for endpoints that refuse the field.
 
     Raises:
-        ValueError: a value out of range, a URL with a secret in it, a missing key, or httpx is not installed.
+        ValueError: a value out of range, a URL with a secret in it, a missing or malformed key, or httpx is not
+            installed.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class OpenAIUser:
         self._room = threading.BoundedSemaphore(concurrency)
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(_COUNTS, 0.0)
+        self._is_told = False  # that the cache cannot be written
 
     def __repr__(self) -> str:
         return f'OpenAIUser({self.model!r}, base_url={self.base_url!r})'
@@ -125,7 +128,7 @@ class OpenAIUser:
         except UserFailed:
             self._count(failed_calls=1)
             raise
-        self._replay.put(key, call, text)
+        self._keep(key, call, text)
         return text
 
     def counters(self) -> dict[str, float]:
@@ -153,6 +156,16 @@ class OpenAIUser:
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
+
+    def _keep(self, key: str, call: dict[str, Any], text: str) -> None:
+        """Writes an answer to the cache; a cache that cannot be written is told of once, and the paid answer stands."""
+        try:
+            self._replay.put(key, call, text)
+        except OSError as error:
+            with self._lock:
+                was_told, self._is_told = self._is_told, True
+            if not was_told:
+                warnings.warn(f'config.user.cache_dir cannot be written, answers are not kept: {error}', stacklevel=3)
 
     def _persist(self, call: dict[str, Any], key: str) -> str:
         """Asks until there is an answer, no try is left, or patience is at its end."""
@@ -250,7 +263,7 @@ class OpenAIUser:
         text = without_thoughts(text) if isinstance(text, str) else ''
         if not text:
             raise _Passing('an empty answer')
-        return text
+        return text.encode('utf-8', 'replace').decode()  # JSON can spell half a surrogate pair, no file can hold it
 
     def _failed(self, message: str) -> UserFailed:
         return UserFailed(f'{self.model} at {self.base_url}: {message}')
@@ -294,5 +307,10 @@ def _key(variable: str) -> str:
         raise ValueError(
             f'no key in the environment variable {variable}: export it, name another one by config.user.api_key_env, '
             "or set that to '' for an endpoint that wants none"
+        )
+    if not (key.isascii() and key.isprintable() and ' ' not in key):  # the error of an HTTP header would quote it
+        raise ValueError(
+            f'the key in the environment variable {variable} has a blank, a line break or a character beyond ASCII in '
+            'it, which no header can carry: export the bare key'
         )
     return key

@@ -34,15 +34,23 @@ class Replay:
         return reply if isinstance(reply, str) else None
 
     def put(self, key: str, call: dict[str, Any], reply: str) -> None:
-        """Keeps an answer; the file appears whole or not at all."""
+        """Keeps an answer; the file appears whole or not at all.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         if self._folder is None:
             return
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, suffix='.part')
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            json.dump({'call': call, 'reply': reply}, file, ensure_ascii=False)
-        os.replace(name, path)
+        try:
+            with os.fdopen(handle, 'w', encoding='utf-8') as file:
+                json.dump({'call': call, 'reply': reply}, file, ensure_ascii=False)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
 
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / key[:2] / f'{key}.json'
