@@ -1,8 +1,10 @@
 """Tests of the adapter to UserRL's gyms: with a stand-in for its packages, and with FunctionGym itself where it is."""
 
 import json
+import os
 import random
 import sys
+import traceback
 import types
 from types import SimpleNamespace
 
@@ -19,7 +21,12 @@ INSTALL = 'git clone https://github.com/SalesforceAIResearch/UserRL && pip insta
 
 
 class Game:
-    """Stands in for a gym: 'win' wins, 'fail' is a judge that failed; heard actions stay in ``heard``."""
+    """Stands in for a gym: 'win' wins, 'fail' is a judge that failed; heard actions stay in ``heard``.
+
+    It quotes its key: where 'leak' is said, and in an exception where 'crash' is, or from ``reset`` where ``broken``.
+    """
+
+    broken = False
 
     last = None
 
@@ -28,6 +35,8 @@ class Game:
         Game.last = self
 
     def reset(self, seed=None):
+        if self.broken:
+            self.quote()
         return {'description': 'A game.', 'goal': '', 'feedback': 'Go.'}, {}
 
     def step(self, action):
@@ -35,11 +44,25 @@ class Game:
         won = 'win' in action
         self.guessed = self.answered_correctly = won
         limit = len(self.heard) >= self.config.max_steps
-        feedback = {'feedback': 'Please provide four.' if 'bad' in action else 'Hm.'}
+        if 'crash' in action:
+            self.quote()
+        said = f'{self.config.api_key}, {os.environ["OPENAI_API_KEY"]}?' if 'leak' in action else 'Hm.'
+        feedback = {'feedback': 'Please provide four.' if 'bad' in action else said}
         return feedback, 0.5, won or limit or action == '[finish]', limit, {'judge_success': 'fail' not in action}
 
     def close(self):
         pass
+
+    def quote(self):
+        raise Refused(self.config.api_key, cause=ValueError(f'Bearer {self.config.api_key}'))
+
+
+class Refused(Exception):
+    """Cannot be made from a message alone, as those of OpenAI's client."""
+
+    def __init__(self, key, *, cause):
+        super().__init__(f'Incorrect API key: {key!r}')
+        self.__cause__ = cause
 
 
 @pytest.fixture
@@ -169,6 +192,28 @@ def test_config_is_set_up_for_one_task_with_the_users_model(gyms, monkeypatch):
     }  # fmt: skip
     start('TelepathyGym')
     assert Game.last.config.model_name == 'theirs'
+
+
+@pytest.mark.parametrize('act', ['reset', 'crash', 'fail leak'])
+@pytest.mark.parametrize('key', ['sk-mine', 'sk-mine\n'])
+def test_no_message_repeats_a_key(gyms, monkeypatch, act, key):
+    monkeypatch.setenv('MY_KEY', key)
+    endpoint = {'model': 'mine', 'base_url': 'http://localhost/v1', 'api_key_env': 'MY_KEY'}
+    env, *_ = start('TelepathyGym', user=SimpleNamespace(endpoint=lambda: endpoint))
+    monkeypatch.setattr(Game, 'broken', act == 'reset')
+    with pytest.raises(UserFailed if 'fail' in act else RuntimeError) as failure:
+        env.reset() if act == 'reset' else say(env, 'action', act)
+    shown = ''.join(traceback.format_exception(failure.value))
+    assert '***' in str(failure.value) and 'sk-' not in shown
+    assert 'fail' in act or str(failure.value) == "TelepathyGym: Refused: Incorrect API key: '***'"
+    assert 'fail' in act or 'in quote' in shown  # where it went wrong is still told
+
+
+def test_a_gym_without_a_key_loses_no_word(gyms):
+    endpoint = {'model': 'mine', 'base_url': 'http://localhost/v1', 'api_key_env': ''}
+    env, *_ = start('TelepathyGym', user=SimpleNamespace(endpoint=lambda: endpoint))
+    with pytest.raises(RuntimeError, match="Incorrect API key: 'none'"):
+        say(env, 'action', 'crash')
 
 
 def test_tasks_are_read_from_the_packages_own_json(gyms):

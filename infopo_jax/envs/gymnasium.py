@@ -99,7 +99,7 @@ class Gymnasium:
         if error:
             content, reward, terminated, truncated, theirs = f'Error: {error}.', 0.0, False, False, {'is_error': True}
         else:
-            observation, reward, terminated, truncated, theirs = self._env.step(action)
+            observation, reward, terminated, truncated, theirs = self._play(action)
             reward = float(reward)
             content = self._content(text_of(observation), reward, theirs)
         self._total += reward
@@ -156,6 +156,10 @@ class Gymnasium:
         if call.error or call.name is None:
             return '', call.error or f'call one of {", ".join(self._templates)}'
         return self._templates[call.name].format(**call.arguments), None
+
+    def _play(self, action: str) -> tuple[Any, Any, Any, Any, dict]:
+        """Returns what the environment's own step returns."""
+        return self._env.step(action)
 
     def _content(self, text: str, reward: float, info: dict) -> str:
         """Returns what the agent is shown of an observation's text."""

@@ -1,10 +1,12 @@
 """UserRL's own gyms (github.com/SalesforceAIResearch/UserRL, Apache-2.0) as text environments."""
 
 import collections
+import contextlib
 import importlib
 import os
 import random
 import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from infopo_jax.envs.gymnasium import Gymnasium, text_of
@@ -15,6 +17,7 @@ from infopo_jax.envs.usergym.eight import EIGHT, ERRORS
 from infopo_jax.users import UserFailed
 
 _SOURCE = 'https://github.com/SalesforceAIResearch/UserRL'
+_NO_KEY = 'none'  # what a gym is given for an endpoint that wants none
 _lock = threading.Lock()
 
 
@@ -24,7 +27,7 @@ class UserRL(Gymnasium):
     The outcome is the sum of rewards, as in InfoPO (UserRL itself takes a mean over turns). A gym's language model is
     that of ``user``, else what the gym takes from OPENAI_API_KEY and OPENAI_BASE_URL. Where it fails, the gym answers
     with canned text and reward 0: here the episode ends in ``UserFailed``, so that it is tried again or masked;
-    ``num_failures`` counts them by gym.
+    ``num_failures`` counts them by gym. What a gym raises comes out as RuntimeError, and no message repeats an API key.
 
     Args:
         gym: a key of ``EIGHT``.
@@ -60,7 +63,7 @@ class UserRL(Gymnasium):
         super().__init__(
             f'{self.spec.module}:{self.spec.env}', turn_limit=turn_limit, outcome_range=self.spec.outcome_range
         )
-        self.gym, self._user, self._reward_line = gym, user, reward_line
+        self.gym, self._user, self._reward_line, self._key = gym, user, reward_line, ''
         self._tasks = tasks_lib.load(gym, data)
         self._tools = [
             moves.schema('; '.join(('Makes one move in the environment', self.spec.rules)), self.spec.choices)
@@ -84,8 +87,9 @@ class UserRL(Gymnasium):
     def _start(self, task: str) -> tuple[Any, list[Message]]:
         if task not in self._tasks:
             raise ValueError(f'unknown task {task!r} of {self.gym}; take one of env.tasks(split)')
-        env = self._make(config=self._config(task))
-        observation, _ = env.reset()
+        with self._censored():
+            env = self._make(config=self._config(task))
+            observation, _ = env.reset()
         prompt = self._tasks[task].prompt
         if prompt:
             return env, [dict(message) for message in prompt]
@@ -104,10 +108,27 @@ class UserRL(Gymnasium):
             endpoint = self._user.endpoint()
             settings['user_model' if self.gym == 'TauGym' else 'model_name'] = endpoint['model']
             settings['base_url'] = endpoint['base_url']
-            settings['api_key'] = os.environ.get(endpoint['api_key_env'] or '', '') or 'none'
+            settings['api_key'] = os.environ.get(endpoint['api_key_env'] or '', '').strip() or _NO_KEY
         for name, value in settings.items():
             setattr(config, name, value)
+        self._key = str(getattr(config, 'api_key', None) or '')
         return config
+
+    @contextlib.contextmanager
+    def _censored(self) -> Iterator[None]:
+        """Raises what a gym raises again without API keys, which clients of endpoints and headers quote."""
+        try:
+            yield
+        except Exception as error:
+            told = self._redact(f'{self.gym}: {type(error).__name__}: {error}')
+            raise RuntimeError(told).with_traceback(error.__traceback__) from None
+
+    def _redact(self, text: str) -> str:
+        """Returns a text without the gym's key, and without those that environment variables hold."""
+        found = {self._key, *(value.strip() for name, value in os.environ.items() if name.endswith('API_KEY'))}
+        for key in sorted(found - {'', _NO_KEY}, key=len, reverse=True):  # one may begin as another does
+            text = text.replace(key, '***')
+        return text
 
     def _action(self, text: str) -> tuple[str, str | None]:
         call = parse(text, self._tools)
@@ -118,14 +139,17 @@ class UserRL(Gymnasium):
             return '[finish]', None
         return (content if content.startswith(f'[{choice}]') else f'[{choice}] {content}'), None
 
+    def _play(self, action: str) -> tuple[Any, Any, Any, Any, dict]:
+        with self._censored():
+            return super()._play(action)
+
     def _content(self, text: str, reward: float, info: dict) -> str:
         if self.spec.failed(self._env, text, info):
             with _lock:
                 self.num_failures[self.gym] += 1
             self.close()
-            raise UserFailed(
-                f'{self.gym}: its language model failed {self.num_failures[self.gym]} times; it said {text!r}'
-            )
+            count, told = self.num_failures[self.gym], self._redact(text)
+            raise UserFailed(f'{self.gym}: its language model failed {count} times; it said {told!r}')
         return f'{text}\nReward: {reward}' if self._reward_line else text
 
     def _is_error(self, text: str, info: dict) -> bool:
