@@ -82,6 +82,11 @@ def test_parse_sets_thoughts_apart(text, said, thought):
         ('<tool_call>{"name": ping}</tool_call>', 'not valid JSON'),
         ('<tool_call>' + '[' * 100_000 + '</tool_call>', 'not valid JSON'),
         ('<tool_call>{"name": "book", "arguments": {"price": NaN}}</tool_call>', 'not valid JSON'),
+        ('<tool_call>{"name": "book", "arguments": {"seats": 2, "price": 1e999}}</tool_call>', 'not valid JSON'),
+        ('<tool_call>{"name": "book", "arguments": {"flags": [[-1e999]]}}</tool_call>', 'not valid JSON'),
+        (call('get_order', order='\ud800'), 'not valid JSON'),
+        (call('book', seats=2, flags=[{'x\udfff': 1}]), 'not valid JSON'),
+        (call('p\ud800ing'), 'not valid JSON'),
         ('<tool_call>["ping"]</tool_call>', 'needs a "name"'),
         ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', 'needs a "name"'),
         ('<tool_call>{"name": "ping"}</tool_call>', 'needs "arguments"'),
@@ -108,6 +113,12 @@ def test_parse_accepts_every_declared_type():
     action = parse(call('book', seats=2, price=None, color='red', flags=[1]), SCHEMAS)
     assert action.error is None
     assert action.arguments == {'seats': 2, 'price': None, 'color': 'red', 'flags': [1]}
+
+
+def test_parse_accepts_whole_surrogate_pairs_and_large_numbers():
+    body = '{"name": "book", "arguments": {"seats": 2, "price": 1e308, "flags": ["\\ud83c\\udf75"]}}'
+    action = parse(f'<tool_call>{body}</tool_call>', SCHEMAS)
+    assert action.error is None and action.arguments == {'seats': 2, 'price': 1e308, 'flags': ['\U0001f375']}
 
 
 def test_check_without_tools_gives_no_hint():
@@ -196,6 +207,8 @@ def test_parse_reads_llama_calls(text, expected):
         ('llama3', '{"a": ' * 100_000, 'not valid JSON'),
         ('llama3', '{"name": "ping", "parameters": {}}; {"name": "ping", "parameters": {}}', 'more than one call'),
         ('llama3', '{"name": "ping", "parameters": {}}<|python_tag|>{"name": "ping"}', 'more than one call'),
+        ('llama3', '{"name": "get_order", "parameters": {"order": "\\ud800"}}', 'not valid JSON'),
+        ('llama3', '{"name": "book", "parameters": {"seats": 1e999}}', 'not valid JSON'),
         ('llama3', '{"parameters": {}}', 'needs a "name"'),
         ('llama3', '{"name": "ping", "parameters": "{}"}', 'needs "arguments"'),
         ('llama3', '{"name": "pong", "parameters": {}}', 'no tool "pong"; did you mean "ping"?'),
@@ -203,6 +216,8 @@ def test_parse_reads_llama_calls(text, expected):
         ('llama3', '<think>and then {"name": "ping", "parameters": {}}', 'a thought must stand between'),
         ('mistral', '[TOOL_CALLS] [{"name": "ping", "arguments": {}}', 'not valid JSON'),
         ('mistral', '[TOOL_CALLS] [{"name": "ping", "arguments": {}}, {"name": "ping"}]', 'more than one call'),
+        ('mistral', '[TOOL_CALLS] [{"name": "ping", "arguments": {"\\udc00": 1}}]', 'not valid JSON'),
+        ('mistral', '[TOOL_CALLS] [{"name": "book", "arguments": {"seats": 1e999}}]', 'not valid JSON'),
         ('mistral', '[TOOL_CALLS] []', 'not valid JSON'),
         ('mistral', '[TOOL_CALLS] [3]', 'needs a "name"'),
     ],

@@ -184,9 +184,15 @@ _UNREADABLE = object()
 
 
 def _read(body: str) -> Any:
-    """Returns the value of a JSON text, ``_UNREADABLE`` if it has none."""
+    """Returns the value of a JSON text, ``_UNREADABLE`` if it has none that can be written again.
+
+    Python reads two things that it cannot write: half a surrogate pair ("\\ud800"), which UTF-8 does not have, and
+    numbers beyond its floats (1e999), which become infinite.
+    """
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        value = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return value
     except (ValueError, RecursionError):
         return _UNREADABLE
 
