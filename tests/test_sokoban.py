@@ -230,6 +230,8 @@ def test_example_replays_as_a_rollout_and_solves_nothing():
     [
         ({'turn_limit': 0}, 'turn_limit must be from 1'),
         ({'turn_limit': 11}, 'turn_limit must be from 1 to the 10 moves'),
+        ({'turn_limit': 1}, 'at least 2 at level 3, whose longest solution has 10 moves, 5 a turn; got 1'),
+        ({'turn_limit': 1, 'level': 2}, 'turn_limit must be at least 2 at level 2, whose longest solution has 6 moves'),
         ({'level': 4}, 'level must be one of'),
         ({'reward': 'dense'}, "reward must be one of .* got 'dense'"),
     ],
@@ -237,3 +239,9 @@ def test_example_replays_as_a_rollout_and_solves_nothing():
 def test_sokoban_refuses_knobs_out_of_range(make, knobs, message):
     with pytest.raises(ValueError, match=message):
         make(**knobs)
+
+
+@pytest.mark.parametrize('make', [Sokoban, SokobanText])
+@pytest.mark.parametrize(('level', 'turn_limit'), [(1, 1), (2, 2), (3, 2)])
+def test_sokoban_takes_the_fewest_turns_in_which_all_boards_can_be_solved(make, level, turn_limit):
+    assert make(level=level, turn_limit=turn_limit).max_turns == turn_limit

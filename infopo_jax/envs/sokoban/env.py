@@ -64,7 +64,7 @@ class Sokoban(Worded):
         """Sets the task.
 
         Args:
-            turn_limit: actions per game.
+            turn_limit: actions per game, enough for the longest solution of the level.
             level: 1, boards that at most 3 moves solve; 2, 6 moves; 3, 10 moves.
             reward: 'ragen', the sum of move rewards and penalties; 'sparse', 1 for a solved board.
 

@@ -63,7 +63,7 @@ def outcome_range(reward: str, turn_limit: int) -> float:
 
 
 def check_knobs(turn_limit: int, level: int, reward: str) -> None:
-    """Raises ValueError for a knob outside its range."""
+    """Raises ValueError for a knob outside its range, or for turns in which the longest solution has no room."""
     rules = {
         'turn_limit': (turn_limit, 1 <= turn_limit <= MOVE_LIMIT, f'from 1 to the {MOVE_LIMIT} moves of a game'),
         'level': (level, level in LEVELS, f'one of {list(LEVELS)}'),
@@ -72,6 +72,12 @@ def check_knobs(turn_limit: int, level: int, reward: str) -> None:
     for knob, (value, fits, wanted) in rules.items():
         if not fits:
             raise ValueError(f'{knob} must be {wanted}, got {value!r}')
+    longest, room = LEVELS[level], turn_limit * TURN_MOVES
+    if room < longest:
+        raise ValueError(
+            f'turn_limit must be at least {-(-longest // TURN_MOVES)} at level {level}, whose longest solution has '
+            f'{longest} moves, {TURN_MOVES} a turn; got {turn_limit!r}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

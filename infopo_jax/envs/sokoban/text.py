@@ -45,7 +45,7 @@ class SokobanText:
     reward, and the rules stand in the system prompt.
 
     Args:
-        turn_limit: turns of the agent.
+        turn_limit: turns of the agent, enough for the longest solution of the level.
         level: 1, boards that at most 3 moves solve; 2, 6 moves; 3, 10 moves.
         reward: 'ragen', the sum of move rewards and penalties; 'sparse', 1 for a solved board.
 
