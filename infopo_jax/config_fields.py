@@ -33,7 +33,7 @@ def base_config() -> config_dict.ConfigDict:
     c.env.prompt = config_dict.placeholder(str)  # gymnasium: what the agent is told first
     c.env.num_goals = config_dict.placeholder(int)  # webshop_server: goals of the server at env.data, as it prints them
     c.env.num_products = config_dict.placeholder(int)  # webshop_server: products that the package loads; None: all
-    c.env.num_tasks = config_dict.placeholder(int)  # gymnasium: seeds of training, and as many of evaluation
+    c.env.num_tasks = config_dict.placeholder(int)  # gymnasium: seeds of training, and a quarter as many of evaluation
     c.env.success_at = config_dict.placeholder(float)  # gymnasium: sum of rewards from which an episode succeeded
     c.env.outcome_range = config_dict.placeholder(float)  # gymnasium: largest minus smallest sum of rewards
     c.env.domain = config_dict.placeholder(str)  # tau2: 'airline' | 'retail' | 'telecom' | 'telecom-solo'

@@ -27,7 +27,9 @@ class ColBench:
 
     The collaborator describes a function and leaves out what matters. The agent asks; its answer follows
     "I WANT TO ANSWER:" and is called about ten times in the sandbox. Outcome: the share of calls that agree with the
-    reference. Success: all of them do. What is said in the last turn counts as the answer, if it earns anything.
+    reference. Success: all of them do. What is said in the last turn counts as the answer, if it earns anything and all
+    turns before were heard: one that ran into the cap on tokens never comes here and is not counted here, so that after
+    it the rollout reaches the limit before this environment does, and only what follows the marker is an answer.
 
     Without ``data``, tasks come from templates (``functions.py``) and a script plays the collaborator. Level 1: two
     hidden values; level 2: three, one of which may be how to round; level 3: four, and a helper function.
