@@ -159,6 +159,20 @@ def test_text_of_names_what_it_got():
         start(f'{__name__}:Silent')
 
 
+@pytest.mark.parametrize(
+    ('gym', 'words'),
+    [
+        ('json:loads', "'json:loads' must make an environment without arguments: missing a required argument: 's'"),
+        ('math:pi', 'not a callable'),
+        ('os:getcwd', "'os:getcwd' must make something with reset and step, got str"),
+        ('builtins:dict', 'must make something with reset and step, got dict'),  # shows no signature
+    ],
+)
+def test_reset_says_what_a_name_must_make(gym, words):
+    with pytest.raises(ValueError, match=words):
+        start(gym)
+
+
 def test_maker_without_the_package_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gymnasium', None)
     with pytest.raises(ValueError, match="pip install 'gymnasium>=1,<2'"):

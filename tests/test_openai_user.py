@@ -242,3 +242,6 @@ def test_make_knows_users_by_name(monkeypatch):
         users.make('opneai')
     with pytest.raises(ValueError, match="has no knob 'modell', did you mean 'model'"):
         users.make('openai', modell='tiny')
+    for knobs in ({}, {'model': None, 'retries': 2}):
+        with pytest.raises(ValueError, match=r"user 'openai' needs the knob 'model': set config\.user\.model"):
+            users.make('openai', **knobs)

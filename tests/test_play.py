@@ -8,7 +8,9 @@ import pytest
 
 from infopo_jax import envs
 from infopo_jax.envs.__main__ import main
+from infopo_jax.envs.remote import RemoteError
 from infopo_jax.envs.tools import render
+from infopo_jax.users import UserFailed
 
 CANCEL = 'cancel_order order_17 delay'
 
@@ -107,11 +109,46 @@ def test_help_lists_environments_and_knobs(play, capsys):
         (('retail', '--level=9'), 'level must be one of'),
         (('retail', '--task=nothing'), "no task 'nothing'; there are"),
         (('intent', '--task=3'), 'choose one by --seed'),
+        (('retail', '--user=openai'), '--user=openai needs a model: pass --user_model=NAME'),
+        (('retail', '--user=policy'), 'is the model of a run, and here is none'),
+        (('retail', '--brief=1'), '--brief=1 must be True or False'),
+        (('intent', '--turn_cost=a'), '--turn_cost=a must be a number'),
+        (('sokoban_text', '--turn_limit=abc'), '--turn_limit=abc must be an integer'),
+        (('webshop', '--level=[1]'), '--level=[1] must be an integer'),
+        (('webshop', '--level={[]: 1}'), '--level={[]: 1} must be an integer'),
+        (('webshop_server', '--data=5'), "address of a server, such as 'http://127.0.0.1:3000', got '5'"),
+        (('webshop_server', '--data=http://127.0.0.1:9'), 'no WebShop server answers at http://127.0.0.1:9'),
+        (('usergym', '--level=2.0'), '--level=2.0 must be an integer'),
+        (('gymnasium', '--gym=json:loads'), "gym 'json:loads' must make an environment without arguments: missing"),
     ],
 )
 def test_main_says_what_is_wrong(play, argv, words):
     status, _, err = play(*argv)
-    assert status == 2 and words in err
+    assert status == 2 and words in err and len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize('error', [UserFailed, RemoteError])
+def test_main_says_who_failed(play, monkeypatch, error):
+    def fail(*_):
+        raise error('tiny at http://host/v1: no answer')
+
+    monkeypatch.setattr(envs.constructor('retail'), 'step', fail)
+    assert play('retail', typed=['Hello'])[::2] == (2, 'tiny at http://host/v1: no answer\n')
+
+
+def test_main_reads_knobs_by_their_types(play, monkeypatch):
+    made = []
+    monkeypatch.setattr(envs, 'make', lambda name, **knobs: made.append(knobs) or 1 / 0)
+    for argv in (
+        ('intent', '--turn_cost=1', '--num_slots=3', '--reward=share'),
+        ('gymnasium', '--prompt=3', '--actions={"go": "go"}', '--num_tasks=None'),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            play(*argv)
+    assert made == [
+        {'num_slots': 3, 'reward': 'share', 'turn_cost': 1},
+        {'actions': {'go': 'go'}, 'prompt': '3', 'num_tasks': None},
+    ]
 
 
 def test_unknown_knob_is_an_error(capsys):

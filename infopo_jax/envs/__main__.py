@@ -11,18 +11,22 @@ array environment an action is words of its vocabulary, which :words lists.
 
 import argparse
 import ast
+import inspect
 import json
 import random
 import shlex
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from infopo_jax import envs, users
+from infopo_jax.envs.remote import RemoteError
 from infopo_jax.envs.text import Message
 from infopo_jax.envs.tools import render
 
 _USER = 'user'  # the knob that is not a plain value: --user=NAME makes one
+_TYPES = {int: 'an integer', float: 'a number', bool: 'True or False', str: 'text'}  # that a value is checked against
 
 
 class _Quit(Exception):
@@ -37,7 +41,8 @@ def main(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
         ask: reads a line after a prompt.
 
     Returns:
-        The exit status: 0, or 2 for a command line that makes no sense.
+        The exit status: 0, or 2 for a command line that makes no sense and for a user, a server or another interpreter
+        that fails; what is wrong goes to stderr.
     """
     if not argv or argv[0].startswith('-'):
         print(f'{__doc__}\nNAME is one of {", ".join(envs.ENVIRONMENTS)}; NAME --help lists its knobs.')
@@ -46,7 +51,7 @@ def main(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
         options, knobs = _options(argv[0], argv[1:])
         env = envs.make(argv[0], **knobs)
         (_play_text if hasattr(env, 'tasks') else _play_array)(env, options, ask)
-    except ValueError as error:
+    except (ValueError, users.UserFailed, ConnectionError, RemoteError) as error:
         print(error, file=sys.stderr)
         return 2
     except (_Quit, EOFError, KeyboardInterrupt):
@@ -56,7 +61,7 @@ def main(argv: Sequence[str], ask: Callable[[str], str] = input) -> int:
 
 def _options(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Returns what to play, and the knobs that are set."""
-    knobs = envs.knobs(name)
+    knobs, parameters = envs.knobs(name), inspect.signature(envs.constructor(name)).parameters
     parser = argparse.ArgumentParser(
         prog=f'python -m infopo_jax.envs {name}',
         description=envs.constructor(name).__doc__,
@@ -70,23 +75,50 @@ def _options(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[s
     parser.add_argument('--seed', type=int, default=0, help='of the task and of how the user words things (default: 0)')
     group = parser.add_argument_group('knobs')
     for knob, default in knobs.items():
-        group.add_argument(
-            f'--{knob}', metavar='VALUE', help=f'default: {default!r}', type=str if knob == _USER else _value
-        )
+        group.add_argument(f'--{knob}', metavar='VALUE', help=f'default: {default!r}')
     if _USER in knobs:
         group.add_argument('--user_model', metavar='NAME', help='model of --user=openai')
     options = parser.parse_args(argv)
-    chosen = {knob: getattr(options, knob) for knob in knobs if hasattr(options, knob)}
-    if _USER in chosen:
-        chosen[_USER] = users.make(chosen[_USER], model=getattr(options, 'user_model', None))
+    said = {knob: getattr(options, knob) for knob in knobs if hasattr(options, knob)}
+    chosen = {knob: _knob(knob, text, parameters[knob].annotation) for knob, text in said.items() if knob != _USER}
+    if _USER in said:
+        chosen[_USER] = _user(said[_USER], getattr(options, 'user_model', None))
     return options, chosen
+
+
+def _user(name: str, model: str | None) -> users.User | None:
+    """Returns who answers.
+
+    Raises:
+        ValueError: there is nobody of that name, or not here, or he needs a model.
+    """
+    if name == 'policy':
+        raise ValueError('--user=policy is the model of a run, and here is none: take --user=openai, or no --user')
+    if name == 'openai' and model is None:
+        raise ValueError('--user=openai needs a model: pass --user_model=NAME, as its endpoint calls it')
+    return users.make(name, model=model)
+
+
+def _knob(knob: str, text: str, annotation: Any) -> Any:
+    """Reads the value of a knob.
+
+    Raises:
+        ValueError: it is not of the knob's type; only plain types are checked.
+    """
+    value, kinds = _value(text), set(typing.get_args(annotation) or [annotation]) - {type(None)}
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if value is None or fits or not kinds <= set(_TYPES):
+        return value
+    if str in kinds:
+        return text
+    raise ValueError(f'--{knob}={text} must be {" or ".join(_TYPES[kind] for kind in kinds)}')
 
 
 def _value(text: str) -> Any:
     """Reads a number, True, None or the like; anything else is a string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 

@@ -66,7 +66,7 @@ class Gymnasium:
         self._templates = _templates(actions)
         self._tools = [_schema(tool, template) for tool, template in self._templates.items()]
         self._prompt = prompt
-        self._make = maker(gym)
+        self._name, self._make = gym, maker(gym)
         self._env: Any = None
 
     def tasks(self, split: str) -> list[int]:
@@ -143,10 +143,27 @@ class Gymnasium:
 
     def _start(self, task: Any) -> tuple[Any, list[Message]]:
         """Returns a fresh environment at the start of a task, and the opening messages."""
-        env = self._make()
+        env = self._made()
         observation, _ = env.reset(seed=int(task))
         system = [{'role': 'system', 'content': self._prompt}] if self._prompt else []
         return env, [*system, {'role': 'user', 'content': text_of(observation)}]
+
+    def _made(self) -> Any:
+        """Returns a fresh environment.
+
+        Raises:
+            ValueError: what goes by the name makes none, or not without arguments.
+        """
+        try:
+            inspect.signature(self._make).bind()
+        except TypeError as error:
+            raise ValueError(f'gym {self._name!r} must make an environment without arguments: {error}') from None
+        except ValueError:  # some of what is written in C shows no signature
+            pass
+        env = self._make()
+        if not (hasattr(env, 'reset') and hasattr(env, 'step')):
+            raise ValueError(f'gym {self._name!r} must make something with reset and step, got {type(env).__name__}')
+        return env
 
     def _action(self, text: str) -> tuple[str, str | None]:
         """Returns the action string for what the agent said, and what is wrong with it, if anything."""

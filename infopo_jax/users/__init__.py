@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 # name -> 'module:constructor', imported on use; None: the environment's own script
@@ -59,7 +59,8 @@ def make(name: str, **knobs: Any) -> User | None:
             must be None.
 
     Raises:
-        ValueError: unknown name (with the nearest one) or knob, or a value that the user refuses.
+        ValueError: unknown name (with the nearest one) or knob, a knob without a default that is not given, or a value
+            that the user refuses.
     """
     constructor = _constructor(name)
     knobs = {knob: value for knob, value in knobs.items() if value is not None}
@@ -67,8 +68,11 @@ def make(name: str, **knobs: Any) -> User | None:
     unknown = [knob for knob in knobs if knob not in valid]
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], valid, n=1, cutoff=0.0)
-        hint = f', did you mean {nearest[0]!r}? Its knobs: {valid}' if nearest else '; it has none: leave that away'
+        hint = f', did you mean {nearest[0]!r}? Its knobs: {[*valid]}' if nearest else '; it has none: leave that away'
         raise ValueError(f'user {name!r} has no knob {unknown[0]!r}{hint}')
+    missing = [knob for knob, parameter in valid.items() if parameter.default is parameter.empty and knob not in knobs]
+    if missing:
+        raise ValueError(f'user {name!r} needs the knob {missing[0]!r}: set config.user.{missing[0]}')
     return None if constructor is None else constructor(**knobs)
 
 
@@ -78,11 +82,11 @@ def knobs(name: str) -> list[str]:
     Raises:
         ValueError: unknown name, with the nearest one.
     """
-    return _parameters(_constructor(name))
+    return list(_parameters(_constructor(name)))
 
 
-def _parameters(constructor: Callable[..., User] | None) -> list[str]:
-    return [] if constructor is None else list(inspect.signature(constructor).parameters)
+def _parameters(constructor: Callable[..., User] | None) -> Mapping[str, inspect.Parameter]:
+    return {} if constructor is None else inspect.signature(constructor).parameters
 
 
 def _constructor(name: str) -> Callable[..., User] | None:
