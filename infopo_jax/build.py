@@ -31,7 +31,7 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
     if 'call_timeout' in envs.knobs(config.env.name):  # an environment with a limit of its own; its user fails first
         knobs['call_timeout'] = build_user.PATIENCE * config.rollout.call_seconds
     sizes = make_sizes(config)
-    mesh = make_mesh(config, sizes)
+    mesh = make_mesh(config, sizes, training=trained is None)
     env = envs.make(config.env.name, **knobs)
     if config.env.kind == 'jitted':
         model_config = make_model_config(config, vocab_size=len(env.vocab))
@@ -44,12 +44,30 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
     chat = make_chat(config, env if same else envs.make(trained.env.name, **config_lib.env_knobs(trained)))
     model_config = make_model_config(config, vocab_size=chat.vocab_size)
     sharding.check_model(mesh, model_config)
+    _check_fit(config, chat, model_config)
     shown = {'role': 'user', 'content': config.info.placeholder or env.placeholder}
     placeholder = tuple(chat.content(shown))  # as feedback would be fed
     rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
     build_user.bind_user(config, knobs.get('user'), chat, rule)
     make_env = functools.partial(envs.make, config.env.name, **knobs)
     return _hosted_loop(config, make_env, chat, rule, sizes, knobs.get('user')), model_config
+
+
+def _check_fit(config, chat, model_config):
+    """Raises ValueError where tokenizer or limits go beyond what a checkpoint's weights are for."""
+    if config.model.path is None:
+        return
+    if config.rollout.max_tokens > model_config.max_position:
+        raise ValueError(
+            f'config.rollout.max_tokens = {config.rollout.max_tokens}: {config.model.path} was made for contexts of '
+            f'{model_config.max_position} tokens (max_position_embeddings); lower it'
+        )
+    if max(chat.stop_ids) >= model_config.vocab_size:
+        raise ValueError(
+            f'{config.model.path}: its tokenizer ends turns with id {max(chat.stop_ids)}, its embedding has '
+            f'{model_config.vocab_size} rows: they do not belong together'
+        )
+    chat.num_rows = model_config.vocab_size
 
 
 def make_sizes(config: Any) -> loops.Sizes:
@@ -121,8 +139,12 @@ def _hosted_loop(config, make_env, chat, rule, sizes, user) -> loops.HostedLoop:
     )
 
 
-def make_mesh(config: Any, sizes: loops.Sizes) -> jax.sharding.Mesh:
+def make_mesh(config: Any, sizes: loops.Sizes, *, training: bool = True) -> jax.sharding.Mesh:
     """Returns the mesh that a config describes.
+
+    Args:
+        config, sizes: of the run.
+        training: whether there are updates, whose rows are to fit it, too.
 
     Raises:
         ValueError: it does not fit the devices, or the rows of a step do not fit it; the message has the numbers.
@@ -134,18 +156,20 @@ def make_mesh(config: Any, sizes: loops.Sizes) -> jax.sharding.Mesh:
             'front of every weight and row, which is not divided; set config.mesh.data, fsdp and tensor to 1, or start '
             'a run per seed'
         )
-    sharding.check_rows(mesh, count_rows(config, sizes))
+    sharding.check_rows(mesh, count_rows(config, sizes, training=training))
     return mesh
 
 
-def count_rows(config: Any, sizes: loops.Sizes) -> dict[str, int]:
-    """Returns how many rows each program of a run divides over its mesh, by what they are."""
+def count_rows(config: Any, sizes: loops.Sizes, *, training: bool = True) -> dict[str, int]:
+    """Returns how many rows each program of a run divides over its mesh, by what they are; see ``make_mesh``."""
     prompts, group, updates = sizes.num_prompts, sizes.group_size, config.updates
-    count = prompts // updates.minibatches * group // updates.microbatches
-    how = 'batch.prompts / updates.minibatches * batch.group_size / updates.microbatches'
-    numbers = f'{prompts} / {updates.minibatches} * {group} / {updates.microbatches}'
-    rows = {f'rollouts of a microbatch ({how} = {numbers})': count}
-    if config.warmstart.steps and (config.model.path is None or config.warmstart.pretrained):
+    rows = {}
+    if training:
+        how = 'batch.prompts / updates.minibatches * batch.group_size / updates.microbatches'
+        numbers = f'{prompts} / {updates.minibatches} * {group} / {updates.microbatches}'
+        count = prompts // updates.minibatches * group // updates.microbatches
+        rows[f'rollouts of a microbatch ({how} = {numbers})'] = count
+    if training and config.warmstart.steps and (config.model.path is None or config.warmstart.pretrained):
         rows['examples of a warm-start step (warmstart.batch)'] = config.warmstart.batch
     if config.env.kind == 'jitted':
         rows['rollouts of an evaluation (eval.episodes, in whole groups)'] = sizes.eval_groups * group

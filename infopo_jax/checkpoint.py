@@ -42,9 +42,8 @@ class Checkpointer:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Writes and prunes; made at the first save: it removes debris, which a reader beside a trainer must not."""
-        for step in self._numbered() if jax.process_index() == 0 else ():
-            if not self._is_whole(step):
-                shutil.rmtree(self._folder / str(step))
+        for step in self.broken() if jax.process_index() == 0 else ():
+            shutil.rmtree(self._folder / str(step))
         newest, best = policies.LatestN(n=1), policies.BestN(get_metric_fn=_metric, n=1)
         return ocp.CheckpointManager(
             self._folder,
@@ -86,6 +85,10 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Returns the steps of the whole checkpoints here, ascending; half-written ones do not count."""
         return sorted(step for step in self._numbered() if self._is_whole(step))
+
+    def broken(self) -> list[int]:
+        """Returns the steps whose checkpoint here is not whole, ascending."""
+        return sorted(step for step in self._numbered() if not self._is_whole(step))
 
     def restore(self, template: PyTree) -> tuple[PyTree, int, dict] | None:
         """Returns (state, step, config_dict) of the newest checkpoint, or None when there is none.

@@ -140,8 +140,13 @@ def env_knobs(config: config_dict.ConfigDict) -> dict[str, Any]:
     return {knob: value for knob, value in config.env.items() if knob not in ('name', 'kind') and value is not None}
 
 
-def validate(config: config_dict.ConfigDict) -> None:
+def validate(config: config_dict.ConfigDict, *, training: bool = True) -> None:
     """Checks names, types, values and how they fit together, and that the environment has the knobs that are set.
+
+    Args:
+        config: the tree.
+        training: False where a run is only looked at: what an update needs (whole microbatches, a group to compare
+            with) is not asked for.
 
     Raises:
         ValueError: one line per problem (six at most): field, value, constraint, and the nearest name for a typo.
@@ -153,7 +158,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     missing = [field for field in types if field not in fields]
     if missing:
         raise ValueError(f'config.{missing[0]} is missing; start from infopo_jax.config.base_config()')
-    problems = config_rules.problems(fields) or _env_problems(config)
+    problems = config_rules.problems(fields, training=training) or _env_problems(config)
     if problems:
         more = f'\nand {len(problems) - 6} more problems' if len(problems) > 6 else ''
         raise ValueError('\n'.join(problems[:6]) + more)

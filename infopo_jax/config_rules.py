@@ -38,7 +38,8 @@ USER_FIELDS: dict[str, tuple[str, ...]] = {
 
 # (interval, fields); a square bracket includes the bound, a round one does not. None as a value is never checked.
 RANGES: tuple[tuple[str, str], ...] = (
-    ('[0, inf]', 'seed steps profile info.horizon rollout.slots warmstart.steps eval.interval log.rollouts'),
+    ('[0, 4294967295]', 'seed'),  # keys have 32 bits of it
+    ('[0, inf]', 'steps profile info.horizon rollout.slots warmstart.steps eval.interval log.rollouts'),
     ('[0, inf]', 'eval.top_k'),
     ('[1, inf]', 'num_seeds batch.prompts batch.group_size warmstart.batch eval.episodes log.interval'),
     ('[1, inf]', 'updates.epochs updates.minibatches updates.microbatches updates.max_bad_updates checkpoint.interval'),
@@ -67,14 +68,15 @@ RANGES: tuple[tuple[str, str], ...] = (
 )
 
 
-def problems(fields: Fields) -> list[str]:
+def problems(fields: Fields, *, training: bool = True) -> list[str]:
     """Returns one line per value that breaks a rule: field, value, constraint.
 
     Args:
         fields: every field of ``base_config``, flat, of the declared types.
+        training: False leaves out what only an update needs, where a run is merely looked at.
     """
     single = [*_bad_choices(fields), *_bad_ranges(fields)]
-    together = (_bad_batch, _bad_model, _bad_mesh, _bad_rollout, _bad_user, _bad_rest)
+    together = (*([_bad_batch, _bad_rest] if training else []), _bad_model, _bad_mesh, _bad_rollout, _bad_user)
     return single or [line for check in together for line in check(fields)]
 
 

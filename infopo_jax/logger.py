@@ -98,6 +98,11 @@ class Logger:
         """Appends sample rollouts to rollouts.jsonl; see ``report`` for their fields. Arrays become lists."""
         self._append(ROLLOUTS_FILE, [{'step': int(step), **sample} for sample in samples])
 
+    def last(self, phase: str) -> dict[str, Any]:
+        """Returns the last row of a phase in metrics.jsonl, {} if there is none."""
+        rows = [row for row in read_jsonl(self._workdir / METRICS_FILE) if row['phase'] == phase]
+        return rows[-1] if rows else {}
+
     def truncate(self, step: int) -> None:
         """Cuts the files back to rows of steps up to ``step``; call it on resume, before the first row."""
         for file in self._files.values():

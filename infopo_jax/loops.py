@@ -1,7 +1,7 @@
 """The two ways to run a step behind one face: environments inside XLA, and hosted text environments.
 
-A loop has five methods: ``check_trainable``, ``warm_start``, ``step``, ``evaluate`` and ``decode``. ``train`` calls
-them and knows no more.
+A loop has six methods: ``check_trainable``, ``warm_start``, ``step``, ``evaluate``, ``stop`` and ``decode``. ``train``
+calls them and knows no more.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from infopo_jax.state import TrainState
 
 Progress = Callable[[int, float], None]
 
+Stopped = hosted.RolloutsStopped
 ROLLOUT, UPDATE = 0, 1  # what a step's key is folded with
 
 
@@ -136,6 +137,9 @@ class JittedLoop:
             look = jax.tree.map(lambda a: a[0], look)
         return metrics, look
 
+    def stop(self) -> None:
+        """Nothing can be broken off: a step is one call."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""
         return self.env.decode(ids)
@@ -248,6 +252,10 @@ class HostedLoop:
         (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
         look = self._look(params, first, key, step, branch_len=branch_len, target_len=target_len)
         return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)
+
+    def stop(self) -> None:
+        """Has a batch that is being played, and all later ones, raise ``Stopped``; from a signal handler, too."""
+        self.engine.stop()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids."""

@@ -62,7 +62,8 @@ def score(
         mesh: that the rows are divided over, for the head to know what a device holds; it changes no value.
 
     Returns:
-        Scores. Under jit a row whose branches do not fit B has NaN gain, which the update refuses.
+        Scores. Under jit a row whose branches do not fit B has NaN gain, and one whose actions do not fit A is NaN in
+        all of them, which the update refuses.
 
     Raises:
         ValueError: for an unknown kind, or bounds that are missing or too small (see ``packing.pack``).
@@ -115,6 +116,9 @@ def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, tempera
     settings = dict(temperature=temperature, soft_cap=model.config.final_soft_cap, shards=shards)
     stats = head.target_stats(real, model.vocab_kernel, targets, others=others, **settings)
 
+    # Rows that do not fit the static bounds have numbers that say so: no others' stand in their place.
+    short = jnp.sum(turns.action_mask, axis=1) > packed.target_index.shape[1]
+
     gain = None
     if num_h == 1:
         gain = (stats.kl[-1] if kind == 'kl' else stats.logp - stats.other_logp[-1])[:, None]
@@ -122,11 +126,12 @@ def _score(graphdef, params, ref_graphdef, ref_params, turns, packed, *, tempera
         gain = _gain_by_horizon(model, _both(hidden, branch_hidden), real, targets, packed, kind, settings)
     if paired:
         gain = jnp.where(packed.branch_mask, jax.lax.stop_gradient(gain), 0.0)
-        overflow = packed.branch_used > packed.branch_tokens.shape[1]
+        overflow = short | (packed.branch_used > packed.branch_tokens.shape[1])
         gain = jnp.where(overflow[:, None, None] & packed.branch_mask, jnp.nan, gain)
 
     def to_trunk(x):  # [N, A] -> [N, L]
-        return jnp.where(turns.action_mask, _gather(x, packed.target_slot), 0.0)
+        x = jnp.where(short[:, None], jnp.nan, _gather(x, packed.target_slot))
+        return jnp.where(turns.action_mask, x, 0.0)
 
     return Scores(
         logp=to_trunk(stats.logp),

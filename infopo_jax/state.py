@@ -62,6 +62,11 @@ def step_of(state: TrainState) -> int:
     return int(np.max(jax.device_get(state.step)))
 
 
+def is_whole(state: TrainState) -> bool:
+    """Says whether every array is there: an update that fails has taken the state apart that it was given."""
+    return not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
 def pure(state: TrainState, *, with_frozen: bool = True) -> dict[str, Any]:
     """Returns the state as nested dicts of arrays, under names that do not depend on Flax's classes.
 

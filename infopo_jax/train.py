@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import sys
 import time
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from infopo_jax import build, config as config_lib, loops, report, samples, sharding
 from infopo_jax.checkpoint import Checkpointer
 from infopo_jax.lm.config import LMConfig
-from infopo_jax.logger import Logger
-from infopo_jax.state import TrainState, nnx_state, pure, step_of
+from infopo_jax.logger import METRICS_FILE, ROLLOUTS_FILE, Logger, read_jsonl
+from infopo_jax.state import TrainState, is_whole, nnx_state, pure, step_of
 
 
 class TrainingStopped(ValueError):
@@ -33,8 +34,9 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
         The metrics of the last evaluation.
 
     Raises:
-        ValueError: the config does not match the checkpoint in workdir.
-        TrainingStopped: too many non-finite updates in a row, or too many failed rollouts.
+        ValueError: the config does not match the checkpoint in workdir, or a run stands there that has lost its own.
+        TrainingStopped: the warm start diverged, or too many non-finite updates in a row.
+        hosted.RolloutsFailed: too many rollouts of a batch failed; the steps before are saved.
     """
     # --- Build: environment, model, update rule, one loop for its kind of rollout.
     loop, model_config = build.make_loop(config)
@@ -53,24 +55,38 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
             _save(checkpointer, config, loop, state, metrics)
         else:
             logger.truncate(step_of(state))
-            metrics = {}
+            metrics = logger.last('eval')
+            if metrics.get('step') != step_of(state) and _evaluates(config, step_of(state)):  # it had failed
+                metrics = _evaluate(config, loop, state, key, logger)
 
-        # --- Train. Until here there was nothing to save; from here on SIGTERM saves.
+        # --- Train. Whatever ends it, Ctrl-C and SIGTERM too, the steps that are done are kept.
         step = step_of(state)
         profile = _Profile(workdir, first=step + 2, count=config.profile, last=config.steps)
-        with profile, _Terminated() as terminated:
-            while step < config.steps and not terminated.asked:
-                profile.before(step + 1)
-                state, step_metrics, clock = loop.step(state)  # rollout, score, credit, update
-                step += 1
-                profile.after(step)
-                logger.log(step, step_metrics | clock)
-                _stop_if_broken(config, step, step_metrics)
-                if _due(step, config.eval.interval) or step == config.steps:
-                    metrics = _evaluate(config, loop, state, key, logger)
-                    _save(checkpointer, config, loop, state, metrics)
-                elif _due(step, config.checkpoint.interval):
+        with profile, _Terminated(loop.stop) as terminated:
+            try:
+                while step < config.steps and not terminated.asked:
+                    profile.before(step + 1)
+                    state, step_metrics, clock = loop.step(state)  # rollout, score, credit, update
+                    logger.log(step + 1, step_metrics | clock)
+                    step += 1
+                    profile.after(step)
+                    _stop_if_broken(config, step, step_metrics)
+                    if _evaluates(config, step):
+                        metrics = _evaluate(config, loop, state, key, logger)
+                        _save(checkpointer, config, loop, state, metrics)
+                    elif _due(step, config.checkpoint.interval):
+                        _save(checkpointer, config, loop, state, None)
+            except loops.Stopped:
+                pass  # by SIGTERM, in the middle of a batch or an evaluation
+            except TrainingStopped:
+                raise
+            except BaseException:
+                # Not if an update failed, which takes the state apart, nor before its row is written.
+                if is_whole(state) and step_of(state) == step:
                     _save(checkpointer, config, loop, state, None)
+                    report.write_report(workdir)
+                    print(f'saved step {step}; the same command with --workdir={workdir} goes on', file=sys.stderr)
+                raise
             if terminated.asked:
                 _save(checkpointer, config, loop, state, None)
                 print(f'terminated: saved step {step}; the same command with --workdir={workdir} goes on')
@@ -127,8 +143,14 @@ def _restore(config, workdir, loop, model_config, key, checkpointer):
         config_lib.check_resume(saved, config)
         _write_config(config, workdir)
         return _read(config, loop, model_config, key, checkpointer), False
-    for name in ('metrics.jsonl', 'rollouts.jsonl'):  # a run that died before its first checkpoint
-        (pathlib.Path(workdir) / name).unlink(missing_ok=True)
+    folder = pathlib.Path(workdir)
+    if any(checkpointer.broken()) or any(row['phase'] == 'train' for row in read_jsonl(folder / METRICS_FILE)):
+        raise ValueError(
+            f'{workdir} holds a run that has trained and no whole checkpoint of it: bring its folder checkpoints back, '
+            'take another --workdir, or remove this one to start anew'
+        )
+    for name in (METRICS_FILE, ROLLOUTS_FILE):  # of a run that died before its first checkpoint
+        (folder / name).unlink(missing_ok=True)
     _write_config(config, workdir)
     return build.make_state(loop, model_config, key, base=build.load_base(config, loop)), True
 
@@ -175,10 +197,16 @@ def _warm_start(config, loop, state, key):
     keys = loop.over_seeds(lambda k: jax.random.fold_in(k, build.WARM_START))(key)
     settings = dict(steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress)
     if state.frozen is not None:  # adapters learn afterwards, on what the base has learnt here
-        return dataclasses.replace(state, frozen=loop.warm_start(state.frozen, keys, **settings))
-    params = loop.warm_start(state.params, keys, **settings)
+        return dataclasses.replace(state, frozen=_finite(loop.warm_start(state.frozen, keys, **settings)))
+    params = _finite(loop.warm_start(state.params, keys, **settings))
     reference = None if state.reference is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, reference=reference)
+
+
+def _finite(params):
+    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params)):
+        raise TrainingStopped('the warm start diverged, its weights are not finite: lower config.warmstart.lr')
+    return params
 
 
 def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:
@@ -209,6 +237,10 @@ def _due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def _evaluates(config, step: int) -> bool:
+    return _due(step, config.eval.interval) or step == config.steps
+
+
 def _stop_if_broken(config, step, metrics):
     bad = int(np.max(metrics['bad_updates']))
     if bad >= config.updates.max_bad_updates:
@@ -216,7 +248,8 @@ def _stop_if_broken(config, step, metrics):
         causes = ', '.join(f'{n} {np.asarray(metrics[n])}' for n in names if n in metrics)
         raise TrainingStopped(
             f'step {step}: {bad} updates in a row were not finite and were refused ({causes}). '
-            'Lower config.optim.lr, or look at the last rows of metrics.jsonl; the last checkpoint is whole.'
+            'Look at the last rows of metrics.jsonl; start again with a lower config.optim.lr in another --workdir, as '
+            'this one would come to the same point again. Its last checkpoint is whole.'
         )
 
 
@@ -234,9 +267,12 @@ def _header(logger, config, loop, model_config, state):
 
 
 class _Terminated:
-    """Notes SIGTERM, so that the step in flight ends and is saved."""
+    """Notes SIGTERM, and has the rollouts in flight break off; an update in flight ends."""
 
     asked = False
+
+    def __init__(self, stop):
+        self._stop = stop
 
     def __enter__(self):
         try:
@@ -247,6 +283,7 @@ class _Terminated:
 
     def _note(self, *_):
         self.asked = True
+        self._stop()
 
     def __exit__(self, *_):
         if self._before is not None:

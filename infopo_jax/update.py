@@ -143,7 +143,8 @@ def credit(rule: UpdateRule, scores: score.Scores, turns: Turns, key: jax.Array,
         update=step,
     )
     out = rule.estimator(jax.lax.stop_gradient(signals), group_size=rule.group_size, key=key, **rule.hyper)
-    return jax.lax.stop_gradient(out), gain, gain_mask, metrics | out.metrics
+    measured = {name: x for name, x in out.metrics.items() if rule.needs_gain or not name.startswith('gain')}
+    return jax.lax.stop_gradient(out), gain, gain_mask, metrics | measured
 
 
 def score_turns(rule: UpdateRule, model: Any, turns: Turns, *, paired: bool, reference: Any = None) -> score.Scores:
@@ -194,8 +195,17 @@ def _passes(rule, state, batch, key):
     orders = jax.vmap(lambda k: jax.random.permutation(k, groups))(jax.random.split(key, rule.epochs))
     orders = orders.reshape(rule.epochs * rule.minibatches, groups // rule.minibatches)
     state, metrics = jax.lax.scan(one, state, orders)
-    last = {name: values[-1] if name == 'bad_updates' else jnp.mean(values) for name, values in metrics.items()}
-    return state, last | {'skipped': jnp.sum(metrics['skipped'])}
+    by_update = {name: jnp.mean(metrics[name]) for name in ('loss', 'policy_loss', 'grad_norm')}
+    counts = {'skipped': jnp.sum(metrics['skipped']), 'bad_updates': metrics['bad_updates'][-1]}
+    return state, _over_parts(metrics) | by_update | counts
+
+
+def _over_parts(metrics):
+    """Returns metrics of all parts of a batch, each [K]: means over tokens as of one part, maxima as maxima."""
+    tokens = metrics['loss_tokens']
+    share = tokens / jnp.maximum(jnp.sum(tokens), 1)
+    whole = {name: jnp.sum(jnp.where(tokens > 0, share * values, 0)) for name, values in metrics.items()}
+    return whole | {'ratio_max': jnp.max(metrics['ratio_max']), 'loss_tokens': jnp.sum(tokens)}
 
 
 def _split_rows(tree, num_parts, mesh):
@@ -226,7 +236,7 @@ def _apply(rule, state, batch, key):
             return jax.tree.map(jnp.add, total, grads), metrics
 
         grads, metrics = jax.lax.scan(add, zeros, micros)
-        metrics = {n: jnp.sum(v) if n in ('loss', 'policy_loss') else jnp.mean(v) for n, v in metrics.items()}
+        metrics = _over_parts(metrics) | {name: jnp.sum(metrics[name]) for name in ('loss', 'policy_loss')}
     return _guarded_step(rule, state, grads, metrics)
 
 
@@ -292,7 +302,8 @@ def _loss(rule, params, frozen, reference, batch, denominator, key, step):
             'kl_k1': losses.masked_mean(scores.logp - scores.ref_logp, mask),
         }
     metrics = metrics | clip | {
-        'loss': loss, 'policy_loss': policy_loss, 'entropy': losses.masked_mean(scores.entropy, mask)
+        'loss': loss, 'policy_loss': policy_loss, 'entropy': losses.masked_mean(scores.entropy, mask),
+        'loss_tokens': jnp.sum(mask, dtype=jnp.float32),
     }  # fmt: skip
     return loss, jax.lax.stop_gradient(metrics)
 

@@ -30,13 +30,16 @@ class UsageError(Exception):
     """The command line or its config file is wrong; the message names the fix."""
 
 
-def run(main: Callable[[config_dict.ConfigDict, str], None], argv: list[str], *, usage: str) -> int:
+def run(
+    main: Callable[[config_dict.ConfigDict, str], None], argv: list[str], *, usage: str, training: bool = True
+) -> int:
     """Parses, validates and calls ``main(config, workdir)``.
 
     Args:
         main: does the work; a UsageError, and a ValueError that this package raises, are shown without traceback.
         argv: program name and arguments.
         usage: what --help prints above the list of fields.
+        training: see ``config.validate``.
 
     Returns:
         The exit code: 0, 2 for an error of the user, 130 for Ctrl-C. Other exceptions pass through.
@@ -46,7 +49,7 @@ def run(main: Callable[[config_dict.ConfigDict, str], None], argv: list[str], *,
     runtime.silence()
     try:
         config, workdir = parse(argv)
-        config_lib.validate(config)
+        config_lib.validate(config, training=training)
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     except (UsageError, ValueError) as error:
         return _complain(error)

@@ -58,7 +58,7 @@ def run(main: Callable[..., None], argv: list[str], *, usage: str, options: Mapp
     source = f'{__file__}:{OTHER_USER if named else ""}{own.workdir}'
     program = [argv[0], f'--config={source}', f'--workdir={own.workdir}', *rest]
     chosen = {name: getattr(own, name) for name in options}
-    return command_line.run(functools.partial(main, **chosen), program, usage=usage)
+    return command_line.run(functools.partial(main, **chosen), program, usage=usage, training=False)
 
 
 def complain(message: str) -> int:

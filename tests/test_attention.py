@@ -50,9 +50,12 @@ def test_attend_equals_a_loop_in_numpy(qkv, place, window):
 
 
 @pytest.mark.parametrize(
-    ('aligned', 'window', 'block'), [(False, None, 5), (True, None, 5), (True, 3, 11), (False, 3, 11)]
+    ('aligned', 'window', 'block', 'spans'),
+    [(False, None, 5, 9), (True, None, 5, 9), (True, 3, 11, 9), (False, 3, 11, 9), (True, None, 2, 2), (True, 3, 5, 1)],
 )
-def test_attend_in_blocks_equals_dense_with_its_gradient(qkv, place, monkeypatch, aligned, window, block):
+def test_attend_in_blocks_equals_dense_with_its_gradient(qkv, place, monkeypatch, aligned, window, block, spans):
+    """Blocks of their own span, several in one, and a last one that is not full."""
+
     def run(limit):
         def loss(qkv):
             out = attention.attend(*qkv, place, place, window=window, aligned=aligned)
@@ -60,10 +63,27 @@ def test_attend_in_blocks_equals_dense_with_its_gradient(qkv, place, monkeypatch
 
         monkeypatch.setattr(attention, 'DENSE_LIMIT', limit)
         monkeypatch.setattr(attention, 'QUERY_BLOCK', block if limit == 1 else S)
+        monkeypatch.setattr(attention, 'SPANS', spans)
         (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv)
         return out, grads
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), run(1), run(S * S))
+
+
+@pytest.mark.parametrize(('rows', 'size', 'most'), [(1, 4096, 64), (64, 2048, 300)])
+def test_attend_never_holds_the_scores_of_all_blocks(rows, size, most, monkeypatch):
+    """MiB that a compiled gradient needs, of scores that are 256 MiB a row at 4,096; with more rows, smaller blocks."""
+    monkeypatch.setattr(attention, 'SCORE_BYTES', 1 << 25)
+    x = jax.ShapeDtypeStruct((rows, size, 4, 2), jnp.float32)
+    at = jax.tree.map(
+        lambda _: jax.ShapeDtypeStruct((rows, size), jnp.int32), attention.trunk_place(jnp.ones((1, 1), bool))
+    )
+
+    def loss(q, k, v, at):
+        return jnp.sum(attention.attend(q, k, v, at, at, aligned=True))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(x, x, x, at).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < most * 2**20
 
 
 @pytest.mark.parametrize('limit', [S * S, 1])

@@ -66,6 +66,7 @@ def test_validate_accepts_the_configs_that_ship(path):
         ({'optim__lr': math.inf}, ['config.optim.lr = inf', 'finite']),
         ({'optim__b1': 1.0}, ['config.optim.b1 = 1.0', 'at least 0 and below 1']),
         ({'loss__dual_clip': 1.0}, ['config.loss.dual_clip = 1.0', 'above 1']),
+        ({'seed': 1 << 32}, ['config.seed = 4294967296', 'at most 4.29497e+09']),
         ({'num_seeds': 0}, ['config.num_seeds = 0', 'at least 1']),
         ({'env__turn_limit': 0}, ['config.env.turn_limit = 0', 'at least 1']),
         ({'info__baseline': 'trun'}, ["config.info.baseline = 'trun'", "did you mean 'turn'", 'group, turn, none']),
@@ -136,6 +137,15 @@ def test_validate_checks_hosted_rollouts_only_when_hosted(fields, words):
         assert word in message
     if 'num_seeds' not in fields:
         config_lib.validate(edited(**fields))
+
+
+def test_validate_asks_for_less_where_a_run_is_only_looked_at():
+    config = edited(batch__group_size=1, updates__microbatches=10)
+    with pytest.raises(ValueError, match=r'batch\.group_size = 1: must be at least 2.*\n.*updates\.microbatches = 10'):
+        config_lib.validate(config)
+    config_lib.validate(config, training=False)
+    with pytest.raises(ValueError, match=r'eval\.top_p'):
+        config_lib.validate(edited(eval__top_p=2.0), training=False)
 
 
 def test_validate_names_the_nearest_field_of_a_typo():

@@ -11,7 +11,7 @@ from flax import nnx
 from hosted_play import CHAT, Echo, engine_maker, make_model, play
 
 from infopo_jax.loops import HostedLoop, Sizes
-from infopo_jax.rollout.hosted import RolloutsFailed
+from infopo_jax.rollout.hosted import RolloutsFailed, RolloutsStopped
 from infopo_jax.types import EndReason
 from infopo_jax.users import UserFailed
 
@@ -122,6 +122,26 @@ def test_an_environment_that_hangs_is_given_up(engines, model, monkeypatch):
     release.set()
     np.testing.assert_array_equal(turns.valid, [True, False, True])
     assert clock.masked == 1 and 'no answer within 0.3 s' in dialogues[1].error_text
+
+
+def test_a_batch_that_is_asked_to_stop_breaks_off_and_closes_its_environments(engines, model, monkeypatch):
+    engine, release, closed = engines(), threading.Event(), []
+
+    class Slow(Echo):
+        def step(self, text):
+            engine.stop()  # as a signal handler does, while answers are still to come
+            release.wait(20)
+            return super().step(text)
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setattr(engine, 'make_env', Slow)
+    monkeypatch.setattr(engine, 'stopped', False)
+    threading.Timer(1.0, release.set).start()
+    with pytest.raises(RolloutsStopped):
+        play(engine, model, tasks=['red', 'blue'])
+    assert closed
 
 
 def test_environments_are_closed(engines, model, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import runpy
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,25 @@ def test_training_updates_a_checkpoint_and_its_probabilities_are_those_that_samp
     for row in steps:
         assert row['skipped'] == 0 and row['grad_norm'] > 0 and abs(row['sampler_gap']) < 1e-4
     assert not any('warm' in row['phase'] for row in rows)
+
+
+def test_a_context_beyond_the_checkpoints_is_refused(checkpoint):
+    config = config_of(checkpoint, **{'rollout.max_tokens': 5000})
+    with pytest.raises(ValueError, match=r'rollout\.max_tokens = 5000: .* made for contexts of 4096 tokens'):
+        build.make_loop(config)
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(checkpoint, tmp_path):
+    """Ids beyond the embedding would be read as others."""
+    other = shutil.copytree(checkpoint, tmp_path / 'other')
+    fields = json.loads((other / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps(fields | {'vocab_size': 2}))
+    with pytest.raises(ValueError, match=r'ends turns with id 2, its embedding has 2 rows: they do not belong'):
+        build.make_loop(config_of(other))
+    chat = build.make_chat(config_of(checkpoint), None)
+    chat.num_rows = 300
+    with pytest.raises(ValueError, match=r'has a token of id \d+, the embedding of the model 300 rows'):
+        chat.content({'role': 'user', 'content': 'I want to cancel an order.'})
 
 
 def test_export_is_what_was_trained_and_transformers_reads_it(trained, checkpoint, tmp_path):

@@ -158,6 +158,16 @@ def test_score_under_jit_equals_eager_and_marks_overflow(model):
     )
     assert np.isnan(small.token_gain).any()
     assert np.isfinite(small.logp).all()
+    count = np.sum(turns.action_mask, axis=1)
+    a = int(count.max()) - 1
+    short = jax.jit(lambda p, t: score.score(nnx.merge(graphdef, p), t, placeholder, branch_len=b, target_len=a))(
+        params, turns
+    )
+    fits = count <= a
+    assert fits.any() and not fits.all()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x[fits], y[fits], atol=1e-5), eager, short)
+    for row in np.flatnonzero(~fits):
+        assert np.isnan(short.logp[row][np.asarray(turns.action_mask)[row]]).all()
 
 
 def test_score_in_blocks_and_chunks_equals_dense(model, monkeypatch):

@@ -136,6 +136,15 @@ def test_update_in_microbatches_equals_one_large_batch_with_every_term(rule, mod
     assert_equal(states[0].params, states[1].params)
 
 
+def test_update_in_microbatches_measures_as_one_large_batch(rule, model):
+    """In the second epoch ratios differ from token to token; the parts have unequal numbers of tokens."""
+    many = grpo(rule, epochs=2, optimizer=optax.adam(3e-2), kl_coef=0.1)
+    metrics = [run(dataclasses.replace(many, microbatches=k), model)[1] for k in (1, 4)]
+    assert metrics[0]['ratio_max'] > 1.1 and metrics[0]['clip_fraction'] > 0
+    for name in metrics[0]:
+        np.testing.assert_allclose(metrics[1][name], metrics[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def test_update_steps_once_per_minibatch_and_epoch(rule, model):
     many = grpo(rule, epochs=3, minibatches=2, optimizer=optax.adam(1e-2))
     state, metrics = run(many, model)
@@ -152,7 +161,8 @@ def test_passes_see_every_group_once_an_epoch_in_another_order(rule, monkeypatch
 
     def note(rule, state, batch, key):
         count, seen = state
-        return (count + 1, seen.at[count].set(batch.turns.outcome)), {'skipped': 0.0, 'bad_updates': 0}
+        metrics = dict.fromkeys(('skipped', 'loss', 'policy_loss', 'grad_norm', 'loss_tokens', 'ratio_max'), 0.0)
+        return (count + 1, seen.at[count].set(batch.turns.outcome)), metrics | {'bad_updates': 0}
 
     monkeypatch.setattr(update_lib, '_apply', note)
     many = dataclasses.replace(rule, epochs=epochs, minibatches=2)
@@ -223,7 +233,7 @@ def test_update_of_grpo_never_runs_the_counterfactual(rule, model, monkeypatch):
     for fields in ({}, {'epochs': 2}):
         state, metrics = run(grpo(rule, **fields), model)
     assert len(placeholders) >= 3 and not any(p is not None for p in placeholders)
-    assert not [name for name in metrics if name.startswith('gain_turn')] and metrics['info_share'] == 0
+    assert not [name for name in metrics if name.startswith('gain')] and metrics['info_share'] == 0
     assert np.abs(moved(state, model)).max() > 0
 
 

@@ -76,8 +76,8 @@ class RemoteEnv:
         Raises:
             ValueError: the method raised a ValueError, or the interpreter does not exist.
             UserFailed: the method raised an exception of that name.
-            RemoteError: it raised anything else, crashed, or (RemoteTimeout) gave no answer in time; the process is gone
-                in the latter two cases, and the next call starts another.
+            RemoteError: it raised anything else, crashed, or (RemoteTimeout) gave no answer in time; the process is
+                gone in the latter two cases, and the next call starts another.
         """
         if self._socket is None:
             self._start()

@@ -36,9 +36,10 @@ class Tau2:
 
     The system prompt is the package's own, with its policy; its tools are in the info of ``reset``, ``done`` among
     them, which ends the talk. An agent's text is parsed as everywhere (see ``tools.parse``): what is malformed, calls
-    an unknown tool or has arguments of a wrong type is answered here, and the package never hears of it; it answers
-    the rest, where text is said to the user whatever it looks like, and ends a talk after ten errors of its tools. Text beside a call is dropped: the package has either. The
-    outcome is the package's own evaluation; a talk that does not end by itself scores 0, as there.
+    an unknown tool or has arguments of a wrong type is answered here, and the package never hears of it. Text is said
+    to the user, whatever it looks like; text beside a call is dropped: the package has either. It ends a talk after ten
+    errors of its tools. The outcome is the package's own evaluation; a talk that does not end by itself scores 0, as
+    there.
 
     Args:
         domain: one of ``DOMAINS``; 'telecom-solo' is 'telecom' with ``solo``.

@@ -13,10 +13,12 @@ from infopo_jax.types import Place, pytree_dataclass
 # A rule takes the places of queries [N, S] and keys [N, K] and returns [N, S, K] bool.
 Visible = Callable[[Place, Place], jax.Array]
 
-DENSE_LIMIT = 512 * 512  # largest [S, K] block of scores held at once, per row and head
+DENSE_LIMIT = 512 * 512  # largest [S, K] for which every block's scores may be held, per row and head
 BRANCH_LIMIT = 256 * 256  # likewise of branches, most of whose scores are masked: above it, blocks are skipped
-QUERY_BLOCK = 128  # fewest queries per block
-MAX_BLOCKS = 16  # most query blocks that are unrolled
+QUERY_BLOCK = 128  # most queries per block
+LEAST_BLOCK = 16  # fewest, however many rows and keys there are
+SCORE_BYTES = 1 << 31  # of the scores of a block, all rows and heads together: more rows and keys take smaller blocks
+SPANS = 16  # stretches of queries that are unrolled where each may leave out later keys; blocks run in a loop in each
 KEY_BLOCK = 64  # keys per block where blocks are skipped; 128 computes a tenth more of masked scores
 MASKED = -1e30  # finite, so that a fully masked row has no NaN in value or gradient
 
@@ -88,7 +90,8 @@ def attend(
 ) -> jax.Array:
     """Attends from queries to the keys that a rule shows them.
 
-    Scores are held for one block of queries at a time; [S, K] as a whole exists only while it is small.
+    Scores are held for one block of queries at a time, in the backward pass too; [S, K] as a whole exists only while it
+    is small.
 
     Args:
         q: [N, S, num_heads, D].
@@ -99,25 +102,44 @@ def attend(
         visible: the rule.
         window: keys whose position is this far back, or further, are invisible; None shows all.
         soft_cap: bounds scores to cap * tanh(scores / cap).
-        aligned: queries and keys are the same tokens in causal order: a block of queries need not visit later keys.
+        aligned: queries and keys are the same tokens in causal order: a span of queries need not visit later keys.
 
     Returns:
         [N, S, num_heads, D]; zeros where a query sees no key.
     """
-    size, num_keys = q.shape[1], k.shape[1]
-    block = max(QUERY_BLOCK, -(-size // (MAX_BLOCKS * QUERY_BLOCK)) * QUERY_BLOCK)
+    (n, size, num_heads), num_keys = q.shape[:3], k.shape[1]
+    block = min(QUERY_BLOCK, max(LEAST_BLOCK, SCORE_BYTES // (4 * n * num_heads * num_keys)))
     small = size * num_keys <= DENSE_LIMIT
     if size <= block or (small and not aligned):
         return _attend_block(q, k, v, query, key, visible, window, soft_cap)
     # Where scores are large, the backward pass recomputes a block's.
     run = _attend_block if small else jax.checkpoint(_attend_block, static_argnums=(5, 7))
+    span = -(-size // (SPANS * block)) * block if aligned else size
     outs = []
-    for start in range(0, size, block):
-        rows = slice(start, min(start + block, size))
+    for start in range(0, size, span):
+        rows = slice(start, min(start + span, size))
         cols = slice(0, rows.stop if aligned else num_keys)
-        places = _cut(query, rows), _cut(key, cols)
-        outs.append(run(q[:, rows], k[:, cols], v[:, cols], *places, visible, window, soft_cap))
+        some_k, some_v, some_key = k[:, cols], v[:, cols], _cut(key, cols)
+
+        def one(part, k=some_k, v=some_v, key=some_key):
+            return run(part[0], k, v, part[1], key, visible, window, soft_cap)
+
+        outs.append(_in_blocks(one, (q[:, rows], _cut(query, rows)), block))
     return jnp.concatenate(outs, axis=1)
+
+
+def _in_blocks(function, inputs, block):
+    """Maps arrays [N, S, ...] in blocks along S, one after the other, to [N, S, ...]."""
+    n, size = jax.tree.leaves(inputs)[0].shape[:2]
+    if size <= block:
+        return function(inputs)
+
+    def split(x):  # -> [blocks, N, block, ...]
+        x = jnp.pad(x, [(0, 0), (0, -size % block)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(n, -1, block, *x.shape[2:]), 1, 0)
+
+    out = jnp.moveaxis(jax.lax.map(function, jax.tree.map(split, inputs)), 0, 1)
+    return out.reshape(n, -1, *out.shape[3:])[:, :size]
 
 
 def _cut(place: Place, part: slice) -> Place:
@@ -133,37 +155,38 @@ def _mask(query, key, visible, window):
 
 
 def _scores(q, k, mask, soft_cap):
-    """Returns masked scores [N, H, S, K] float32 of q [N, H, S, D] and k [N, H, K, D].
+    """Returns masked scores [N, K, G, S, T] float32 of q [N, K, G, S, D] and k [N, K, T, D].
 
     The mask is a bias shared by all heads: adding it fuses better than a select per head.
     """
-    bias = jnp.where(mask, 0.0, MASKED)[:, None]
-    scores = jnp.einsum('nhsd,nhtd->nhst', q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32)
+    bias = jnp.where(mask, 0.0, MASKED)[:, None, None]
+    scores = jnp.einsum('nkgsd,nktd->nkgst', q * (q.shape[-1] ** -0.5), k, preferred_element_type=jnp.float32)
     return layers.soft_cap(scores, soft_cap) + bias
 
 
-def _by_head(x, num_heads):
-    """Moves heads to the front and repeats shared ones: [N, S, K, D] -> [N, num_heads, S, D]."""
-    return jnp.repeat(x, num_heads // x.shape[2], axis=2).swapaxes(1, 2)
+def _grouped(q, num_kv_heads):
+    """Moves heads to the front, by the key that they share: [N, S, H, D] -> [N, K, H / K, S, D]."""
+    n, s, _, dim = q.shape
+    return q.reshape(n, s, num_kv_heads, -1, dim).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(out):
+    """Undoes ``_grouped``."""
+    n, kv, g, s, dim = out.shape
+    return out.transpose(0, 3, 1, 2, 4).reshape(n, s, kv * g, dim)
 
 
 def _attend_block(q, k, v, query, key, visible, window, soft_cap):
-    n, s, num_heads, dim = q.shape
-    num_kv_heads = k.shape[2]
-    if s == 1:  # decoding: heads that share a key stand as its queries, and the cache is read once
-        q = q.reshape(n, num_kv_heads, -1, dim)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    else:
-        q, k, v = (_by_head(x, num_heads) for x in (q, k, v))
+    q, k, v = _grouped(q, k.shape[2]), k.swapaxes(1, 2), v.swapaxes(1, 2)
     mask = _mask(query, key, visible, window)
     scores = _scores(q, k, mask, soft_cap)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum('nhst,nhtd->nhsd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = jnp.einsum('nkgst,nktd->nkgsd', weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     # Zeros where nothing was visible. Asked of the mask, not of the maximum: a second use of that keeps XLA's CPU
     # backend from fusing the softmax (4 times slower).
-    out = jnp.where(jnp.any(mask, axis=-1)[:, None, :, None], out, 0.0).astype(v.dtype)
-    return out.reshape(n, 1, num_heads, dim) if s == 1 else out.swapaxes(1, 2)
+    out = jnp.where(jnp.any(mask, axis=-1)[:, None, None, :, None], out, 0.0).astype(v.dtype)
+    return _ungrouped(out)
 
 
 @pytree_dataclass
@@ -214,7 +237,7 @@ def attend_sparse(
     Softmax is accumulated over blocks (Milakov and Gimelshein, arXiv 1805.02867). Branch queries read the trunk up to
     their limit and their own branch: most blocks are not needed, and which ones is known only at run time.
     """
-    n, size, num_heads, dim = q.shape
+    (n, size, num_heads, dim), num_kv_heads = q.shape, k.shape[2]
     q = jnp.pad(q, ((0, 0), (0, blocks.query.position.shape[1] - size), (0, 0), (0, 0)))
     extra = blocks.key.position.shape[1] - k.shape[1]
     k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (k, v))
@@ -224,27 +247,27 @@ def attend_sparse(
 
     def one(index):
         mine, place = part((q, blocks.query), index * QUERY_BLOCK, QUERY_BLOCK)
-        mine = _by_head(mine, num_heads)
+        mine = _grouped(mine, num_kv_heads)
 
         def visit(j, carry):
             top, total, out = carry
             key, *kv = part((blocks.key, k, v), j * KEY_BLOCK, KEY_BLOCK)
-            some_k, some_v = (_by_head(x, num_heads) for x in kv)
+            some_k, some_v = (x.swapaxes(1, 2) for x in kv)
             scores = _scores(mine, some_k, _mask(place, key, visible, window), soft_cap)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
             weights = jnp.where(scores > MASKED / 2, jnp.exp(scores - new_top), 0.0)
             fade = jnp.exp(top - new_top)
-            add = jnp.einsum('nhst,nhtd->nhsd', weights.astype(v.dtype), some_v, preferred_element_type=jnp.float32)
+            add = jnp.einsum('nkgst,nktd->nkgsd', weights.astype(v.dtype), some_v, preferred_element_type=jnp.float32)
             return new_top, total * fade + jnp.sum(weights, axis=-1, keepdims=True), out * fade + add
 
         def step(j, carry):
             return jax.lax.cond(blocks.needed[index, j], lambda c: visit(j, c), lambda c: c, carry)
 
-        shape = (n, num_heads, QUERY_BLOCK)
+        shape = (n, num_kv_heads, num_heads // num_kv_heads, QUERY_BLOCK)
         start = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, dim)))
         top, total, out = jax.lax.fori_loop(0, blocks.needed.shape[1], step, start)
         out = jnp.where(top > MASKED / 2, out / jnp.maximum(total, 1e-30), 0.0)
-        return out.astype(v.dtype).swapaxes(1, 2)
+        return _ungrouped(out).astype(v.dtype)
 
     outs = jax.lax.map(one, jnp.arange(blocks.needed.shape[0]))
     return jnp.moveaxis(outs, 0, 1).reshape(n, -1, num_heads, dim)[:, :size]

@@ -66,6 +66,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, enable_thinking=enable_thinking)
         self.vocab_size = len(tokenizer)
+        self.num_rows: int | None = None  # of the model's embedding, where that may be another number
         self.append_only = keep_thinking or not self.template.drops_thinking
         self.tool_format = (self.template.tool_format or 'hermes') if tool_format == 'auto' else tool_format
         added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items()}
@@ -240,7 +241,13 @@ class Chat:
         return self._raw(self.template.stop + text)[1:] if self._needs_anchor and text else self._raw(text)
 
     def _raw(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if self.num_rows is not None and ids and max(ids) >= self.num_rows:  # XLA would read another row instead
+            raise ValueError(
+                f'{text[:40]!r} has a token of id {max(ids)}, the embedding of the model {self.num_rows} rows: '
+                'tokenizer and checkpoint do not belong together'
+            )
+        return ids
 
     def _find_banned(self, added: dict[str, int]) -> frozenset[int]:
         """Returns the ids that no content may have: special tokens, and what stands in the markup around contents."""

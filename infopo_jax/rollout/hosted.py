@@ -9,7 +9,6 @@ answered first changes what is said.
 import collections
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from infopo_jax.rollout.workers import Reply, Workers
 FEED_SHARE = 0.5  # of the seated must wait for the device before answers are fed while others could speak
 PATIENCE = 0.25  # of a dispatch's time is waited for environments that answer at once
 MOST_PATIENCE = 0.05  # seconds; a dispatch that compiled says nothing about the next
+LOOK_SECONDS = 0.5  # between looks whether to stop, while nothing else is to be done
 LEAVE_SECONDS = 5.0  # that environments have to close
 
 
@@ -42,6 +42,10 @@ class Clock:
     retried: int = 0  # rollouts begun again because environment or user had failed
     masked: int = 0  # rollouts that failed for good: in no statistic and no loss
     failures: list[str] = dataclasses.field(default_factory=list)  # what happened, of those and of the retried
+
+
+class RolloutsStopped(RuntimeError):
+    """A batch was broken off because ``HostedRollout.stop`` was called."""
 
 
 class RolloutsFailed(ValueError):
@@ -86,6 +90,7 @@ class HostedRollout:
     ):
         self.make_env, self.chat, self.limits = make_env, chat, limits
         self.num_workers, self.call_seconds, self.retries = num_workers, call_seconds, retries
+        self.stopped = False
         self.slots = slots_lib.Slots(
             graphdef,
             num_slots=num_slots,
@@ -125,6 +130,7 @@ class HostedRollout:
 
         Raises:
             ValueError: a prompt is longer than allowed; the message names the task.
+            RolloutsStopped: see ``stop``.
         """
         workers = Workers(self.num_workers, limit=self.call_seconds)
         batch = _Batch(self, workers, {'temperature': temperature, **truncation})
@@ -139,6 +145,10 @@ class HostedRollout:
             workers.close()
             self.slots.end()
         return batch.dialogues, batch.clock
+
+    def stop(self) -> None:
+        """Breaks off the batch that is being played, and every later one; also from a signal handler."""
+        self.stopped = True
 
 
 class _Batch:
@@ -166,6 +176,8 @@ class _Batch:
     def play(self) -> None:
         """Plays until every rollout has ended."""
         while any(not d.ended for d in self.dialogues):
+            if self.engine.stopped:
+                raise RolloutsStopped('the rollouts were asked to stop')
             self._ask()
             self._listen()
             self._seat()
@@ -206,7 +218,7 @@ class _Batch:
         replies = self.workers.collect()
         idle = not replies and not self._has_work()
         if idle:
-            replies = self.workers.collect(wait=math.inf)
+            replies = self.workers.collect(wait=LOOK_SECONDS)
         patience = min(PATIENCE * self.dispatch, MOST_PATIENCE)
         end = time.perf_counter() + patience
         while self.usual < patience and self.workers.num_young(patience) and time.perf_counter() < end:
