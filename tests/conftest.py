@@ -9,3 +9,16 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones do no
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICK]).strip()
+
+# Files that take longest stand in front: at the end they would keep one process busy while the other idles.
+LONGEST = (
+    'test_sharding', 'test_shipped_configs', 'test_train', 'test_loops', 'test_policy_user_runs',
+    'test_failing_endpoint', 'test_launch_evaluate', 'test_readme', 'test_notebooks', 'test_usergym_runs', 'test_train_failures', 'test_score',
+    'test_evaluate', 'test_generate', 'test_slots', 'test_hosted',
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Brings the longest files to the front; pytest-xdist hands files out in this order (--no-loadscope-reorder)."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))

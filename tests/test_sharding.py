@@ -198,7 +198,7 @@ def run_on_eight_devices(*arguments):
     tests = pathlib.Path(__file__).resolve().parent
     flags = '--xla_force_host_platform_device_count=8'
     env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, 'PYTHONPATH': str(tests.parent)}
-    command = [sys.executable, '-m', 'pytest', '-x', str(tests / 'eight_devices.py'), *arguments]
+    command = [sys.executable, '-m', 'pytest', '-n0', '-x', str(tests / 'eight_devices.py'), *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tests.parent)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
