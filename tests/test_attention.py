@@ -41,8 +41,11 @@ def by_hand(qkv, position, window=None):
     return out
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
 @pytest.mark.parametrize('window', [None, 1, 3])
-def test_attend_equals_a_loop_in_numpy(qkv, place, window):
+def test_attend_equals_a_loop_in_numpy(qkv, place, window, backend, monkeypatch):
+    """Heads that share a key are laid out in two ways."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     expected = by_hand(qkv, np.asarray(place.position), window)
     out = attention.attend(*qkv, place, place, window=window)
     np.testing.assert_allclose(out, expected, atol=1e-5)
@@ -161,7 +164,7 @@ def test_attend_soft_cap_bounds_scores_before_they_are_masked():
 @pytest.mark.parametrize('limit', [attention.DENSE_LIMIT, 1])
 def test_attend_with_a_traced_window_equals_a_static_one(qkv, place, monkeypatch, limit):
     """Also where blocks are recomputed in the backward pass, and in the branches' blocks of keys."""
-    sizes = {'DENSE_LIMIT': limit, 'BRANCH_LIMIT': limit, 'QUERY_BLOCK': 4, 'KEY_BLOCK': 4}
+    sizes = {'DENSE_LIMIT': limit, 'BRANCH_LIMIT': limit, 'QUERY_BLOCK': 4, 'BRANCH_BLOCK': 4, 'KEY_BLOCK': 4}
     for name, size in sizes.items():
         monkeypatch.setattr(attention, name, size)
 

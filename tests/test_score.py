@@ -175,7 +175,13 @@ def test_score_in_blocks_and_chunks_equals_dense(model, monkeypatch):
 
     turns, placeholder = builders.random_turns(8), jnp.array([40, 41])
     dense = score.score(model, turns, placeholder, horizon=2, kind='kl')
-    for name, size in {'DENSE_LIMIT': 1, 'BRANCH_LIMIT': 1, 'QUERY_BLOCK': 8, 'KEY_BLOCK': 4}.items():
+    for name, size in {
+        'DENSE_LIMIT': 1,
+        'BRANCH_LIMIT': 1,
+        'QUERY_BLOCK': 8,
+        'BRANCH_BLOCK': 8,
+        'KEY_BLOCK': 4,
+    }.items():
         monkeypatch.setattr(attention, name, size)
     jax.clear_caches()
     monkeypatch.setattr(head, 'CPU_CHUNK_BYTES', 3 * 4 * 4 * VOCAB)
