@@ -39,6 +39,7 @@ def main(config, workdir: str, *, out: str | None, checkpoint: str, dtype: str |
     """Exports, and says what was written."""
     from infopo_jax import export
 
+    out = str(pathlib.Path(out).expanduser())
     step = export.export(config, workdir, out, best=checkpoint == 'best', dtype=dtype, adapter=adapter)
     files = sorted(path.name for path in pathlib.Path(out).iterdir())
     print(f'{workdir}: {checkpoint} checkpoint, step {step}')
