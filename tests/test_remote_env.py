@@ -283,4 +283,4 @@ def test_a_dialogue_ends_with_env_error(target, text, end):
     dialogue.hear([*chat.encode(text), chat.stop_id], [0.0] * (len(chat.encode(text)) + 1))
     exchange(dialogue)
     assert (dialogue.end_reason, dialogue.valid) == (end, False)
-    assert re.match('RemoteError: .*Game.step (crashed|gave no answer)', dialogue.error_text)
+    assert re.match('Remote(Error|Timeout): .*Game.step (crashed|gave no answer)', dialogue.error_text)

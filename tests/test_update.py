@@ -74,7 +74,7 @@ def moved(state, model):
 
 
 def assert_equal(a, b, atol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol), a, b)
 
 
 @pytest.fixture(scope='module')
