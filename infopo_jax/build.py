@@ -45,6 +45,7 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
     model_config = make_model_config(config, vocab_size=chat.vocab_size)
     sharding.check_model(mesh, model_config)
     _check_fit(config, chat, model_config)
+    chat.num_rows = model_config.vocab_size
     shown = {'role': 'user', 'content': config.info.placeholder or env.placeholder}
     placeholder = tuple(chat.content(shown))  # as feedback would be fed
     rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
@@ -67,7 +68,6 @@ def _check_fit(config, chat, model_config):
             f'{config.model.path}: its tokenizer ends turns with id {max(chat.stop_ids)}, its embedding has '
             f'{model_config.vocab_size} rows: they do not belong together'
         )
-    chat.num_rows = model_config.vocab_size
 
 
 def make_sizes(config: Any) -> loops.Sizes:
