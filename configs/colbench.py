@@ -6,8 +6,10 @@ Setting:   generated functions with three hidden values (level 2 of 3), a script
 Floors:    do nothing 0; random legal actions 0.07 of the calls right, success 0. A script that asks gets 1.
 The comparison: --config.advantage.estimator=grpo.
 
-The paper's setting, on the published data (CC-BY-NC, not shipped; a folder with train.jsonl and test.jsonl) with a
-language model as the collaborator::
+A pretrained model on the same functions (setting 'pretrained'): --config.model.path=Qwen/Qwen2.5-7B-Instruct
+
+The paper's setting ('paper', which --config.env.data calls for), on the published data (CC-BY-NC, not shipped; a folder
+with train.jsonl and test.jsonl) with a language model as the collaborator::
 
     python launch/train.py --config=configs/colbench.py:paper --config.model.path=Qwen/Qwen2.5-7B-Instruct \
         --config.env.data=backend_tasks --config.user.name=openai --config.user.model=gpt-4o-mini
@@ -18,12 +20,19 @@ from infopo_jax.config import base_config
 
 
 def get_config(setting: str = 'small'):
-    """Returns the run: 'small', from random weights, or 'paper', for a pretrained model and the published data."""
+    """Returns the run: 'small' from random weights or 'pretrained', or 'paper', published data and pretrained."""
     config = base_config()
     config.env.name = 'colbench'
     config.env.kind = 'hosted'
     config.info.weight = 0.3  # the paper's
-    return presets.choose(config, setting, small=_small, paper=_paper)
+    return presets.choose(config, setting, small=_small, pretrained=_pretrained, paper=_paper)
+
+
+def setting_for(fields):
+    """Returns the setting that fields on the command line call for where it names none; None: the default."""
+    if 'env.data' in fields:
+        return 'paper'
+    return 'pretrained' if 'model.path' in fields else None
 
 
 def _small(config):
@@ -46,6 +55,12 @@ def _small(config):
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
+    return config
+
+
+def _pretrained(config):
+    presets.pretrained(config)
+    config.env.brief = False
     return config
 
 

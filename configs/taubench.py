@@ -5,8 +5,12 @@ Setting:   retail, our own world, level 1: a scripted user, 128 rollouts a step,
 Expected:  held-out success from about 0.09 after the warm start to 0.95 by step 125; see BENCHMARKS.md.
 The comparison: --config.advantage.estimator=grpo.
 
-The paper's settings (arXiv 2603.00656), for a pretrained model and the real tau2-bench; telecom-solo needs no
-language-model user::
+A pretrained model in the same world (setting 'pretrained', which --config.model.path calls for)::
+
+    python launch/train.py --config=configs/taubench.py --config.model.path=Qwen/Qwen2.5-7B-Instruct
+
+The paper's settings (arXiv 2603.00656), for a pretrained model and the real tau2-bench (setting 'paper', which
+--config.env.name=tau2 calls for); telecom-solo needs no language-model user::
 
     python launch/train.py --config=configs/taubench.py:paper --config.model.path=Qwen/Qwen2.5-7B-Instruct \
         --config.env.domain=telecom --config.env.solo=True --config.mesh.data=1 --config.mesh.fsdp=-1
@@ -19,17 +23,23 @@ from infopo_jax.config import base_config
 
 
 def get_config(setting: str = 'small'):
-    """Returns the run: 'small', retail from random weights, or 'paper', tau2-bench with a pretrained model."""
+    """Returns the run: retail 'small' from random weights or 'pretrained', or 'paper', tau2-bench and pretrained."""
     config = base_config()
+    config.env.name = 'retail'
     config.env.kind = 'hosted'
     config.info.weight = 0.1  # the paper's for tau2: larger ones are paid for talk that informs but does not serve
-    return presets.choose(config, setting, small=_small, paper=_paper)
+    return presets.choose(config, setting, small=_small, pretrained=_pretrained, paper=_paper)
+
+
+def setting_for(fields):
+    """Returns the setting that fields on the command line call for where it names none; None: the default."""
+    if fields.get('env.name') == 'tau2':
+        return 'paper'
+    return 'pretrained' if 'model.path' in fields else None
 
 
 def _small(config):
     config.steps = 150
-    config.env.name = 'retail'
-    config.env.level = 1
 
     config.batch.prompts = 16
     config.batch.group_size = 8
@@ -45,6 +55,12 @@ def _small(config):
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
+    return config
+
+
+def _pretrained(config):
+    presets.pretrained(config)
+    config.env.brief = False
     return config
 
 

@@ -18,6 +18,7 @@ from infopo_jax.rollout.hosted import HostedRollout
 from infopo_jax.state import TrainState, fresh_state
 
 INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
+MICROBATCH = 8  # most rollouts of one, where the config leaves their number to us
 
 
 def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
@@ -166,8 +167,9 @@ def count_rows(config: Any, sizes: loops.Sizes, *, training: bool = True) -> dic
     rows = {}
     if training:
         how = 'batch.prompts / updates.minibatches * batch.group_size / updates.microbatches'
-        numbers = f'{prompts} / {updates.minibatches} * {group} / {updates.microbatches}'
-        count = prompts // updates.minibatches * group // updates.microbatches
+        parts = count_microbatches(config)
+        numbers = f'{prompts} / {updates.minibatches} * {group} / {parts}'
+        count = prompts // updates.minibatches * group // parts
         rows[f'rollouts of a microbatch ({how} = {numbers})'] = count
     if training and config.warmstart.steps and (config.model.path is None or config.warmstart.pretrained):
         rows['examples of a warm-start step (warmstart.batch)'] = config.warmstart.batch
@@ -178,6 +180,13 @@ def count_rows(config: Any, sizes: loops.Sizes, *, training: bool = True) -> dic
         rows['slots of the rollout (rollout.slots; 0 is batch.prompts * batch.group_size)'] = slots
         rows['rollouts kept aside (rollout.aside, at most what the slots leave of a step)'] = aside
     return rows
+
+
+def count_microbatches(config: Any) -> int:
+    """Returns in how many parts the gradient of a minibatch is added up; 0 in the config leaves it to us."""
+    rows = config.batch.prompts // config.updates.minibatches * config.batch.group_size
+    wanted = config.updates.microbatches
+    return wanted or next(parts for parts in range(-(-rows // MICROBATCH), rows + 1) if rows % parts == 0)
 
 
 def _seats(config) -> tuple[int, int]:
@@ -247,7 +256,7 @@ def make_rule(
         importance_cap=updates.importance_cap,
         epochs=updates.epochs,
         minibatches=updates.minibatches,
-        microbatches=updates.microbatches,
+        microbatches=count_microbatches(config),
         mesh=mesh,
         base_graphdef=graph_of(lora.base_of(model_config)) if config.lora.rank else None,
     )

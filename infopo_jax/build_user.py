@@ -18,7 +18,7 @@ def make_user(config: Any) -> dict[str, Any]:
     """Returns {'user': who answers}, one for all rollouts, or {} where environments answer by themselves.
 
     Raises:
-        ValueError: the environment has nobody to be played, or the user refuses a knob.
+        ValueError: the environment has nobody to be played, or nobody who could answer, or the user refuses a knob.
     """
     knobs = {name: value for name, value in config.user.items() if name != 'name'}
     name = config.user.name or ('scripted' if config.user.model is None else 'openai')
@@ -26,6 +26,11 @@ def make_user(config: Any) -> dict[str, Any]:
         knobs['patience'] = PATIENCE * config.rollout.call_seconds
     user = users.make(name, **knobs)
     if user is None:
+        if config.env.name == 'colbench' and config.env.data is not None:  # the environment itself only warns
+            raise ValueError(
+                'the published data of colbench needs a language model as its user, since no script knows these '
+                'functions: set config.user.name=openai and config.user.model, or leave data away'
+            )
         return {}
     if 'user' not in envs.knobs(config.env.name):
         raise ValueError(

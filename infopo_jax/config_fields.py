@@ -41,6 +41,8 @@ def base_config() -> config_dict.ConfigDict:
     c.env.evaluation = config_dict.placeholder(str)  # tau2: 'all', or 'env' where no judge is at hand
     c.env.python = config_dict.placeholder(str)  # tau2: interpreter that has the package; None: TAU2_PYTHON
     c.env.data_dir = config_dict.placeholder(str)  # tau2: its data; None: TAU2_DATA_DIR
+    c.env.max_steps = config_dict.placeholder(int)  # tau2: messages of a talk, of all sides together
+    c.env.page_size = config_dict.placeholder(int)  # webshop: products of a page of results
     c.env.judge_model = config_dict.placeholder(str)  # tau2: language model that judges what cannot be computed
     c.user = config_dict.ConfigDict()  # who answers in place of an environment's script; None leaves a knob's default
     c.user.name = config_dict.placeholder(str)  # 'scripted' | 'openai' | 'policy'; None: 'openai' if model is set
@@ -137,7 +139,7 @@ def base_config() -> config_dict.ConfigDict:
     c.updates = config_dict.ConfigDict()  # (a ConfigDict's own method takes the name 'update')
     c.updates.epochs = 1  # passes over a batch
     c.updates.minibatches = 1  # whole groups each
-    c.updates.microbatches = 1  # gradient accumulation inside a minibatch
+    c.updates.microbatches = 1  # gradient accumulation inside a minibatch; 0: parts of at most 8 rollouts
     c.updates.importance_cap = 0.0  # truncated importance weights against sampler mismatch; 0 is off
     c.updates.max_bad_updates = 10  # non-finite updates in a row that stop the run
 

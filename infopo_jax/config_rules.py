@@ -40,13 +40,13 @@ USER_FIELDS: dict[str, tuple[str, ...]] = {
 RANGES: tuple[tuple[str, str], ...] = (
     ('[0, 4294967295]', 'seed'),  # keys have 32 bits of it
     ('[0, inf]', 'steps profile info.horizon rollout.slots warmstart.steps eval.interval log.rollouts'),
-    ('[0, inf]', 'eval.top_k'),
+    ('[0, inf]', 'eval.top_k updates.microbatches'),
     ('[1, inf]', 'num_seeds batch.prompts batch.group_size warmstart.batch eval.episodes log.interval'),
-    ('[1, inf]', 'updates.epochs updates.minibatches updates.microbatches updates.max_bad_updates checkpoint.interval'),
+    ('[1, inf]', 'updates.epochs updates.minibatches updates.max_bad_updates checkpoint.interval'),
     ('[1, inf]', 'model.dim model.num_layers model.num_heads model.num_kv_heads model.head_dim model.mlp_dim'),
     ('[1, inf]', 'rollout.max_action_tokens rollout.max_feedback_tokens rollout.max_prompt_tokens rollout.max_tokens'),
     ('[1, inf]', 'rollout.max_bad_actions rollout.chunk env.turn_limit model.max_vocab'),
-    ('[1, inf]', 'rollout.workers env.num_tasks env.num_products'),
+    ('[1, inf]', 'rollout.workers env.num_tasks env.num_products env.max_steps env.page_size'),
     ('[2, inf]', 'env.num_goals'),
     ('[-inf, inf]', 'env.success_at'),
     ('[-1, inf]', 'rollout.aside'),
@@ -120,7 +120,7 @@ def _bad_batch(fields: Fields) -> Iterator[str]:
             'updates.minibatches',
             f'must divide config.batch.prompts = {prompts}, a minibatch holds whole groups',
         )
-    elif (prompts // minibatches * group) % microbatches:
+    elif microbatches and (prompts // minibatches * group) % microbatches:
         rows = prompts // minibatches * group
         yield _line(
             fields,

@@ -10,6 +10,8 @@ Setting = Callable[[config_dict.ConfigDict], config_dict.ConfigDict]
 def choose(config: config_dict.ConfigDict, setting: str, **settings: Setting) -> config_dict.ConfigDict:
     """Returns the config as one of ``settings`` edits it; ``--config=configs/NAME.py:SETTING`` says which.
 
+    Where a command line does not, ``setting_for`` of the file may: see launch/command_line.py.
+
     Raises:
         ValueError: there is no such setting.
     """
@@ -37,7 +39,18 @@ def paper(config: config_dict.ConfigDict) -> None:
 
     config.model.dtype = 'bfloat16'
     config.model.remat = True
-    config.updates.microbatches = 10  # of 8 rollouts, which 1, 2, 4 or 8 devices divide
+    config.updates.microbatches = 0  # of 8 rollouts, which 1, 2, 4 or 8 devices divide
     config.rollout.max_action_tokens = 1024
     config.rollout.slots = 32
     config.rollout.chunk = 32
+
+
+def pretrained(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Returns the config with ``paper``'s settings and room for a checkpoint's own words, in an embedded world."""
+    paper(config)
+    config.batch.prompts = 16
+    config.rollout.max_prompt_tokens = 2048
+    config.rollout.max_feedback_tokens = 512
+    config.rollout.max_tokens = 2048 + 6144
+    config.optim.lr = 1e-6
+    return config

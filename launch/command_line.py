@@ -88,8 +88,12 @@ def parse(argv: list[str]) -> tuple[config_dict.ConfigDict, str]:
         UsageError: a missing or broken config file, an unknown flag or field, or a value of the wrong type.
     """
     path, arguments = _split_config(argv[1:])
-    _check_file(path)
+    arguments = [full_name(argument) for argument in arguments]
+    module = _check_file(path)
     _check_names(arguments)
+    path = _with_setting(path, module.get('setting_for'), arguments)
+    unset = [argument for argument in arguments if _unsets(argument)]
+    arguments = [argument for argument in arguments if argument not in unset]
     values = flags.FlagValues()
     program = [argv[0], f'--config={path}', *arguments]  # absl wants --config first; people need not
     holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=program)
@@ -100,6 +104,7 @@ def parse(argv: list[str]) -> tuple[config_dict.ConfigDict, str]:
         raise UsageError(_explain(str(error))) from None
     if rest:
         raise UsageError(f'unexpected argument {rest[0]!r}; fields are set as --config.optim.lr=1e-4')
+    holder.value.update_from_flattened_dict({_field(argument)[0]: None for argument in unset})
     return holder.value, values.workdir or default_workdir(path)
 
 
@@ -152,13 +157,44 @@ def _split_config(arguments: list[str]) -> tuple[str, list[str]]:
     raise UsageError(f'which run? Pass --config=FILE, for example --config={_known_configs()[0]}')
 
 
+def _field(argument: str) -> tuple[str, str]:
+    """Returns field and value of --config.optim.lr=1e-4, or of --optim.lr=1e-4; ('', '') for what is no flag."""
+    match = re.match(r'--?(?:config\.)?([a-z]\w*(?:\.\w+)*)(?:=(.*))?$', argument, re.DOTALL)
+    return (match[1], match[2] or '') if match else ('', '')
+
+
+def full_name(argument: str) -> str:
+    """Returns --config.model.path=... for --model.path=..., and anything else as it is."""
+    name = argument.lstrip('-').partition('=')[0]
+    known = argument.startswith('-') and name in config_lib.field_types()
+    return f'--config.{argument.lstrip("-")}' if known else argument
+
+
+def _unsets(argument: str) -> bool:
+    """Says whether an argument takes back what a config file sets: --config.env.level=None."""
+    field, value = _field(argument)
+    return value == 'None' and config_lib.flatten(config_lib.base_config()).get(field, '') is None
+
+
+def _with_setting(path: str, choose: Callable[[dict[str, str]], str | None] | None, arguments: list[str]) -> str:
+    """Returns FILE:SETTING for FILE where its ``setting_for`` calls for one, given the fields that are set."""
+    if choose is None or ':' in path:
+        return path
+    pairs = zip(arguments, [*arguments[1:], ''], strict=True)  # a value may stand apart from its flag
+    setting = choose({_field(flag)[0]: _field(flag)[1] or value for flag, value in pairs if not _unsets(flag)})
+    if setting is None:
+        return path
+    print(f'--config={path}:{setting}, for the fields that are set', file=sys.stderr)
+    return f'{path}:{setting}'
+
+
 def _known_configs() -> list[str]:
     root = pathlib.Path(__file__).resolve().parents[1]
     return sorted(f'configs/{file.name}' for file in (root / 'configs').glob('*.py')) or ['configs/quickstart.py']
 
 
-def _check_file(path: str) -> None:
-    """Runs the config file once, so that what is wrong in it is told with its line."""
+def _check_file(path: str) -> dict:
+    """Runs the config file once, so that what is wrong in it is told with its line; returns what it defines."""
     file = path.split(':')[0]
     if not pathlib.Path(file).is_file():
         known = _known_configs()
@@ -167,7 +203,8 @@ def _check_file(path: str) -> None:
             f'did you mean {config_lib.nearest(file, known)}? There are: {", ".join(known)}'
         )
     try:
-        config = runpy.run_path(file)['get_config'](*path.split(':', 1)[1:])
+        module = runpy.run_path(file)
+        config = module['get_config'](*path.split(':', 1)[1:])
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = getattr(error, 'lineno', None) or (frames[-1].lineno if frames else None)
@@ -179,6 +216,7 @@ def _check_file(path: str) -> None:
         raise UsageError(f'{where}: {type(error).__name__}{detail}\n{_config_error(error, text)}') from None
     if not isinstance(config, config_dict.ConfigDict):
         raise UsageError(f'{file}: get_config() must return what infopo_jax.config.base_config() returns, edited')
+    return module
 
 
 def _config_error(error: Exception, text: str) -> str:

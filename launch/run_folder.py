@@ -54,7 +54,8 @@ def run(main: Callable[..., None], argv: list[str], *, usage: str, options: Mapp
         return complain('which run? Pass --workdir=FOLDER, a folder that launch/train.py wrote')
     if not (pathlib.Path(own.workdir) / 'config.json').is_file():
         return complain(f'--workdir={own.workdir} holds no config.json; pass a folder that launch/train.py wrote')
-    named = any(word.lstrip('-').partition('=')[0] == 'config.user.name' for word in rest)
+    rest = [command_line.full_name(word) for word in rest]
+    named = any(word.partition('=')[0] == '--config.user.name' for word in rest)
     source = f'{__file__}:{OTHER_USER if named else ""}{own.workdir}'
     program = [argv[0], f'--config={source}', f'--workdir={own.workdir}', *rest]
     chosen = {name: getattr(own, name) for name in options}

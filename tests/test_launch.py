@@ -14,7 +14,7 @@ import command_line  # noqa: E402
 
 from infopo_jax import config as config_lib, runtime  # noqa: E402
 
-QUICK = f'--config={ROOT / "configs" / "quickstart.py"}'
+QUICK, TAUBENCH = (f'--config={ROOT}/configs/{name}.py' for name in ('quickstart', 'taubench'))
 
 
 @pytest.fixture
@@ -64,6 +64,35 @@ def test_run_passes_an_argument_to_get_config(launch, tmp_path):
         'def get_config(steps="1"):\n    c = base_config()\n    c.steps = int(steps)\n    return c\n'
     )
     assert launch(f'--config={path}:7')[3][0][0].steps == 7
+
+
+def test_run_takes_fields_without_the_prefix_and_takes_values_back(launch):
+    config = launch(TAUBENCH, '--optim.lr=0.5', '--steps', '3', '--config.model.max_vocab=400')[3][0][0]
+    assert (config.optim.lr, config.steps, config.model.max_vocab) == (0.5, 3, 400)
+    taken = launch(TAUBENCH, '--config.env.level=2', '--config.env.level=None', '--env.user_style=None')[3][0][0]
+    assert taken.env.level is None and taken.env.user_style is None
+    assert launch(TAUBENCH, '--config.steps=None')[0] == 2  # only what may be unset
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'setting'),
+    [
+        ('taubench', ['--config.env.name=tau2', '--config.env.domain=telecom', '--config.env.solo=True'], 'paper'),
+        ('taubench', ['--config.env.name', 'tau2', '--config.user.model=gpt-4o-mini'], 'paper'),
+        ('taubench', ['--model.path=somewhere'], 'pretrained'),
+        ('taubench', ['--config.env.level=2', '--config.model.path=None'], 'small'),
+        ('usergym', ['--config.env.gym=FunctionGym'], 'paper'),
+        ('usergym', ['--config.env.gym=travel', '--config.model.path=somewhere'], 'pretrained'),
+        ('colbench', ['--config.env.data=x', '--config.user.model=gpt-4o-mini'], 'paper'),
+        ('webshop', ['--config.env.name=webshop_server', '--config.env.data=http://localhost:3000'], 'paper'),
+        ('sokoban', ['--config.model.path=somewhere'], 'paper'),
+    ],
+)
+def test_fields_call_for_the_setting_that_has_room_for_them(launch, name, arguments, setting):
+    code, _, err, calls = launch(f'--config={ROOT}/configs/{name}.py', *arguments)
+    named = launch(f'--config={ROOT}/configs/{name}.py:{setting}', *arguments)[3][0][0]
+    assert code == 0 and calls[0][0] == named
+    assert (f'{name}.py:{setting}, for the fields' in err) == (setting != 'small')
 
 
 @pytest.mark.parametrize(
