@@ -16,7 +16,8 @@ class Colour:
     """The user wants a colour, which only he knows.
 
     'ask' is answered by it, 'take <colour>' ends the talk; 'half' gives a reward of 0.5 and two messages, 'long' a long
-    answer, 'stop' truncates, and anything else is an error. Tasks named after an exception raise it.
+    answer, 'stop' truncates, 'refused' is an error though no malformed action, and anything else is both. Tasks named
+    after an exception raise it.
     """
 
     outcome_range = 1.0
@@ -46,6 +47,8 @@ class Colour:
         if text == 'half':
             messages = [{'role': 'tool', 'content': 'it is '}, {'role': 'user', 'content': self.goal}]
             return messages, 0.5, False, False, {}
+        if text == 'refused':
+            return 'nothing', 0.0, False, False, {'is_error': True, 'malformed': False}
         if text in answers:
             return answers[text], 0.0, False, text == 'stop', {'is_error': False}
         return [{'role': 'tool', 'content': 'Error: what?'}], 0.0, False, False, {'is_error': True}

@@ -79,6 +79,7 @@ def test_bad_actions_must_come_in_a_row():
         (['half', 'ask', 'ask', 'ask'], {}, EndReason.TURN_LIMIT),
         (['half', 'stop'], {}, EndReason.TURN_LIMIT),
         (['half', 'bogus', 'bogus'], {}, EndReason.BAD_ACTION),
+        (['half', 'refused', 'refused', 'bogus'], {}, EndReason.TURN_LIMIT),  # an error need not be malformed
         (['half', 'long'], {'max_tokens': 40}, EndReason.TOKEN_LIMIT),
     ],
 )

@@ -68,7 +68,7 @@ def test_reset_passes_the_task_as_seed_and_shows_prompt_and_text():
 def test_step_without_tools_says_what_the_agent_says_and_sums_rewards():
     env, _, _ = start()
     assert env.step('knock') == ([{'role': 'user', 'content': 'You knock.'}], 0.25, False, False, {'is_error': False})
-    assert env.step('shout')[4] == {'is_error': True}
+    assert env.step('shout')[4] == {'is_error': True, 'malformed': False}
     *_, reward, terminated, truncated, info = env.step('turn left')
     assert (reward, terminated, truncated) == (1.0, True, False)
     assert info == {'is_error': False, 'success': True, 'outcome': 1.25}

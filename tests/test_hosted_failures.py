@@ -105,6 +105,20 @@ def test_a_failed_rollout_is_begun_again_and_is_what_it_would_have_been(engines,
     assert set(turns.end_reason[~turns.valid]) == {EndReason.ENV_ERROR}
 
 
+def test_a_failure_after_an_action_that_was_too_long_counts_as_others_do(engines, model, monkeypatch):
+    class Unscored(Echo):
+        def score(self, num_turns):
+            raise OSError('no ledger')
+
+    engine = engines()
+    monkeypatch.setattr(engine, 'make_env', Unscored)
+    dialogues, turns, clock = play(engine, model)
+    failed = (~turns.valid).sum()
+    assert failed and clock.masked == failed and clock.retried >= failed
+    assert all('no ledger' in d.error_text for d in dialogues if not d.valid)
+    assert len(clock.failures) == clock.masked + clock.retried
+
+
 def test_an_environment_that_hangs_is_given_up(engines, model, monkeypatch):
     release = threading.Event()
 

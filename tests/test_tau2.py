@@ -102,7 +102,7 @@ def test_step_tells_a_solo_agent_that_there_is_no_user():
 
 def test_step_marks_errors_of_tools_alone():
     env = play(WORDS | {'role': 'tool', 'content': 'Error: no such line'}, WORDS | {'content': 'Error: I am cross'})
-    assert [env.step('hm')[4]['is_error'] for _ in range(2)] == [True, False]
+    assert [env.step('hm')[4] for _ in range(2)] == [{'is_error': True, 'malformed': False}, {'is_error': False}]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_step_answers_what_is_no_move_itself(gyms):
         messages, *_, info = env.step(text)
         assert messages[0]['content'].startswith('Error: ') and info == {'is_error': True}
     assert Game.last.heard == []
-    assert say(env, 'action', 'bad')[4] == {'is_error': True}
+    assert say(env, 'action', 'bad')[4] == {'is_error': True, 'malformed': False}
 
 
 def test_outcome_is_the_sum_of_rewards_and_finishing_is_no_success(gyms):

@@ -106,6 +106,8 @@ class Gymnasium:
         terminated, success = self._verdict(bool(terminated), bool(truncated), theirs)
         truncated = not terminated and (bool(truncated) or self._num_turns >= self.max_turns)
         info = {'is_error': self._is_error(content, theirs)}
+        if info['is_error'] and not error:
+            info['malformed'] = False
         if terminated or truncated:
             info |= {'success': terminated and success, 'outcome': self._total}
             self.close()

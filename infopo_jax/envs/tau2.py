@@ -159,7 +159,7 @@ class Tau2:
         else:
             call = {'name': action.name, 'arguments': action.arguments}
             answer = self._call('step', action={'text': action.text} if action.name is None else {'call': call})
-        return self._result(answer)
+        return self._result(answer, is_malformed=error is not None)
 
     def close(self) -> None:
         """Ends the episode's process."""
@@ -178,12 +178,12 @@ class Tau2:
             return _NO_USER
         return None if action.text else 'say something, or call a tool'
 
-    def _result(self, answer: dict) -> tuple[list[Message], float, bool, bool, dict]:
+    def _result(self, answer: dict, *, is_malformed: bool) -> tuple[list[Message], float, bool, bool, dict]:
         is_error = answer['role'] == 'tool' and answer['content'].startswith('Error:')
         messages = [{'role': answer['role'], 'content': answer['content']}]
         ended, reason = answer['terminated'], answer.get('reason', 'max_turns')
         truncated = reason in ('max_steps', 'timeout') if ended else self._num_turns >= self.max_turns
-        info: dict[str, Any] = {'is_error': is_error}
+        info: dict[str, Any] = {'is_error': is_error} | ({'malformed': False} if is_error and not is_malformed else {})
         reward = 0.0
         if ended or truncated:
             reward = float(answer.get('reward', 0.0))

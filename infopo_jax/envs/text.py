@@ -11,8 +11,9 @@ class TextEnv(Protocol):
     """An environment that talks text; one instance plays one episode at a time.
 
     ``info`` of ``reset`` may hold 'tools': a list of JSON schemas. ``info`` of ``step`` holds 'is_error' (bool: the
-    observation is an error message), and once the episode has ended 'success' (bool) and 'outcome' (float; without it,
-    the sum of rewards).
+    observation is an error message), 'malformed' (bool: the text was no action that could be tried, several of which in
+    a row end a rollout; without it, as 'is_error'), and once the episode has ended 'success' (bool) and 'outcome'
+    (float; without it, the sum of rewards).
 
     An exception, or an answer that is not as said here, ends the rollout with ENV_ERROR (``users.UserFailed``: with
     USER_ERROR), and no other.

@@ -1,7 +1,6 @@
 """Finished dialogues as a batch: padded to Turns, in one of few shapes."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,34 +10,32 @@ from infopo_jax import packing
 from infopo_jax.rollout.dialogue import Dialogue, Limits
 from infopo_jax.types import Role, Turns
 
-SHARES = (0.3, 0.6)  # of the most branch and target tokens that L allows, which its rungs have room for
+RUNGS = ((2 / 3, 0.3), (1.0, 0.3), (1.0, 1.0))  # share of L, and of the most branch and target tokens that it allows
 
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """At most seven shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
+    """At most four shapes that a batch can have: the rung fixes L, B and A together, so that little recompiles."""
 
     rungs: tuple[tuple[int, int, int], ...]  # (L, B, A), ascending
 
     @classmethod
-    def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str, num_lengths: int = 3) -> 'Ladder':
-        """Returns two rungs for each of ``num_lengths`` equally spaced L, and one that holds anything the limits allow.
+    def of(cls, limits: Limits, *, num_placeholder: int, horizon: int | str) -> 'Ladder':
+        """Returns RUNGS, and one that holds anything the limits allow.
 
-        Branches and targets of most dialogues take up a quarter of what L would allow; the rungs of an L have room for
-        SHARES of it (the last one for all of it), and a batch that needs more takes the next rung. They expect a
-        message per answer. Each message is a run of feedback with a placeholder of its own, so many short ones need
-        more branch tokens: the rung behind.
+        Branches and targets of most dialogues take up a quarter of what L would allow. RUNGS expect a message per
+        answer; each message is a run of feedback with a placeholder of its own, so many short ones need more branch
+        tokens: the last rung.
         """
         most = limits.max_tokens
         targets = min(most, limits.max_turns * limits.max_action_tokens)
         h = packing.num_horizons(horizon, limits.max_turns)
         branches = most * h + limits.max_turns * (num_placeholder + 1)
         sizes = []
-        for i, share in itertools.product(range(1, num_lengths + 1), SHARES):
-            share = 1.0 if (i, share) == (num_lengths, SHARES[-1]) else share
-            wanted = (most * i, share * branches * i, share * targets * i)
+        for length, share in RUNGS:
+            wanted = (length * most, length * share * branches, length * share * targets)
             bounds = zip(wanted, (most, branches, targets), strict=True)
-            sizes.append(tuple(min(x, math.ceil(want / (num_lengths * 16)) * 16) for want, x in bounds))
+            sizes.append(tuple(min(x, math.ceil(want / 16) * 16) for want, x in bounds))
         runs = most // 2  # at most: markup or an action stands between two
         sizes.append((most, max(branches, most * h + runs * (num_placeholder - 1)), targets))
         return cls(tuple(dict.fromkeys(sizes)))

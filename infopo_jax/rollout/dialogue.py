@@ -59,7 +59,7 @@ class Dialogue:
         self.waiting = False  # for the environment
         self._chat, self._limits, self._seed = chat, limits, seed
         self._action: list[int] = []
-        self._bad = 0
+        self._malformed = 0  # actions in a row
         self._opening: tuple[list[Message], list[dict] | None] = ([], None)
         self._said: list[list[int]] = []  # the actions as they were sampled
         self._heard: list[list[Message]] = []  # and what answered each
@@ -159,7 +159,7 @@ class Dialogue:
     def fail(self, error: Exception) -> None:
         """Notes that environment or user failed: the row is invalid, in no statistic and no loss."""
         if len(self.rewards) < self.num_turns:
-            self._close_turn(0.0, False)
+            self._close_turn(0.0, False, False)
         self.waiting = False
         self.end_reason = EndReason.USER_ERROR if isinstance(error, UserFailed) else EndReason.ENV_ERROR
         self.outcome, self.success, self.valid = 0.0, False, False
@@ -207,13 +207,14 @@ class Dialogue:
     def _answered(
         self, messages: list[Message], reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
     ) -> None:
-        self._close_turn(reward, bool(info.get('is_error', False)))
+        is_error = bool(info.get('is_error', False))
+        self._close_turn(reward, is_error, bool(info.get('malformed', is_error)))
         if terminated:
             self.success = bool(info.get('success', False))
             self.end_reason = EndReason.DONE
         elif not self._stopped and not self._capped:
             self.end_reason = EndReason.TOKEN_LIMIT
-        elif self._bad >= self._limits.max_bad_actions:
+        elif self._malformed >= self._limits.max_bad_actions:
             self.end_reason = EndReason.BAD_ACTION
         elif truncated or self.num_turns >= self._limits.max_turns:
             self.end_reason = EndReason.TURN_LIMIT
@@ -269,10 +270,10 @@ class Dialogue:
                 return message | {'content': text}
         return message | {'content': ''}
 
-    def _close_turn(self, reward: float, is_error: bool) -> None:
+    def _close_turn(self, reward: float, is_error: bool, is_malformed: bool) -> None:
         self.rewards.append(float(reward))
         self.errors.append(is_error)
-        self._bad = self._bad + 1 if is_error else 0
+        self._malformed = self._malformed + 1 if is_malformed else 0
 
     def _append(self, ids, roles, turn, logps=None) -> None:
         self.ids += ids

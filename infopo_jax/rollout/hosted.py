@@ -56,7 +56,7 @@ class HostedRollout:
     """Plays batches of episodes of a text environment.
 
     Args:
-        make_env: returns a fresh environment; one serves one rollout. Called in threads, like all of its methods.
+        make_env: returns a fresh environment; one serves one rollout. Called in threads, like its methods but ``score``.
         chat: renders messages.
         graphdef: static part of the model.
         limits: of turns and tokens.
@@ -207,10 +207,13 @@ class _Batch:
         ahead = list(itertools.islice(self.queue, self.device.num_slots + self.device.num_aside))
         for row in [*ahead, *(row for row in self.seated if row is not None)]:
             dialogue = self.dialogues[row]
-            call = dialogue.ask(self.engine.make_env) if dialogue.must_ask else None
+            if not dialogue.must_ask:
+                continue
+            call = dialogue.ask(self.engine.make_env)
             if call is not None:
                 self.workers.submit((row, dialogue), call)
-            self._close(dialogue)  # an action that was too long can end a dialogue without another word
+            else:  # the action was too long, which may have ended the dialogue
+                self._settle(row, dialogue)
 
     def _listen(self) -> None:
         """Takes the replies that are there. Waits for some if there is nothing else to do, or if they come at once."""
@@ -248,6 +251,10 @@ class _Batch:
             dialogue.receive(reply.value)
         else:
             dialogue.fail(reply.error)
+        self._settle(row, dialogue)
+
+    def _settle(self, row: int, dialogue: Dialogue) -> None:
+        """Closes the environment of a dialogue that has ended, and queues one that failed anew."""
         self._close(dialogue)
         if dialogue.valid:
             return
