@@ -6,6 +6,7 @@ import random
 import pytest
 from colbench_play import GOAL, Parrot, needs_sandbox, texts
 
+from infopo_jax import build_user, config as config_lib
 from infopo_jax.envs.colbench import ColBench, published
 from infopo_jax.envs.colbench.functions import MARKER
 from infopo_jax.envs.colbench.user import MAX_REPLY
@@ -75,9 +76,36 @@ def test_load_says_what_is_missing(tmp_path):
         published.load(str(tmp_path / 'one.jsonl'))
 
 
-def test_published_tasks_need_a_user(data):
-    with pytest.raises(ValueError, match=r'config\.user\.model'):
-        ColBench(data=data)
+@pytest.mark.parametrize(('style', 'begin'), [('plain', 'I do not know.'), ('verbose', 'I do not know. ')])
+def test_published_tasks_without_a_user_are_played_with_one_who_does_not_know(data, style, begin):
+    with pytest.warns(UserWarning, match=r'nothing can be learnt by asking.*config\.user\.model') as told:
+        env = ColBench(data=data, user_style=style)
+    assert len(told) == 1
+    messages, _ = env.reset(options={'task': 'test/1'})
+    assert texts(messages)[1] == 'Write area6.'
+    for question in ('Which limit?', 'Bananas?', 'What does it return, and how is it rounded?'):
+        answer, *_, info = env.step(question)
+        assert answer[0]['role'] == 'user' and texts(answer)[0].startswith(begin) and not info['is_error']
+    assert env.step(f'{MARKER}\ndef area6(x):\n    return dict(a=6 * x)')[4]['success']
+    env.reset(options={'task': 'test/1'})
+    assert env.step(f'{MARKER}\ndef area6(x):\n    return dict(a=12)')[4]['share'] == 0.5
+
+
+def test_published_tasks_with_a_user_and_generated_ones_warn_of_nothing(data, recwarn):
+    ColBench(data=data, user=Parrot())
+    ColBench()
+    assert not recwarn.list
+
+
+def test_a_run_on_published_tasks_needs_a_user(data):
+    config = config_lib.base_config()
+    config.env.name, config.env.kind, config.env.data = 'colbench', 'hosted', data
+    with pytest.raises(ValueError, match=r'needs a language model as its user.*config\.user\.model'):
+        build_user.make_user(config)
+    config.env.data = None
+    assert build_user.make_user(config) == {}
+    config.env.data, config.user.name = data, 'policy'
+    assert build_user.make_user(config)['user'] is not None
 
 
 def test_published_tasks_are_played_with_the_user(data):

@@ -1,6 +1,7 @@
 """Tests of playing in the terminal."""
 
 import itertools
+import shlex
 import subprocess
 import sys
 
@@ -38,10 +39,27 @@ def test_main_plays_a_text_environment_to_its_end(play):
     typed = ('Which order?', '/get_order order=order_17', 'Why?', '/cancel order=order_17 reason=delay')
     status, out, err = play('retail', f'--task={CANCEL}', '--level=1', '--seed=3', typed=typed)
     assert (status, err) == (0, '')
-    assert f'task {CANCEL}' in out and '[user] ' in out and '[tools] /get_customer customer=...' in out
+    assert out.startswith(f'task {CANCEL}\n') and '[user] ' in out and '[tools] /get_customer customer=...' in out
     call = render('get_order', {'order': 'order_17'})
     assert f'[you, 2 of 6] {call}\n[tool] pending, ' in out and '[tool] Cancelled order_17.' in out
     assert out.rstrip().endswith('[reward] 1\n\n[end: over] outcome 1, success, 4 turns')
+
+
+def test_main_shows_a_drawn_task_when_the_game_is_over(play):
+    _, out, _ = play('retail', '--turn_limit=2', '--seed=5', typed=['Hello', ':quit'])
+    assert 'task' not in out
+    _, out, _ = play('retail', '--turn_limit=2', '--seed=5', typed=['Which order?', 'Hello'])
+    talk, _, line = out.rstrip().rpartition('\n')
+    task, _, command = line.removeprefix('task ').partition('; again: python -m infopo_jax.envs ')
+    assert task in envs.make('retail').tasks('train') and 'task' not in talk
+    _, out, _ = play(*shlex.split(command), typed=['Which order?', 'Hello'])
+    assert out == f'task {task}\n{talk}\n'
+
+
+@pytest.mark.parametrize('name', ['retail', 'webshop', 'usergym'])
+def test_main_lets_the_expert_move(play, name):
+    status, out, err = play(name, typed=[':expert'] * 20)
+    assert (status, err) == (0, '') and ', success, ' in out
 
 
 def test_main_takes_a_whole_call_as_an_agent_writes_it(play):

@@ -16,15 +16,11 @@ def random_success(level, *, copies, episodes=2000):
     env, rng, wins = Retail(level), random.Random(0), 0
     tasks = env.tasks('train')
     for seed in range(episodes):
-        known = {}
         env.reset(seed=seed, options={'task': rng.choice(tasks)})
         ended = False
         while not ended:
-            action = teach.random_action(rng, rng.choice(teach.KINDS[level]), known if copies else {})
-            answer, _, terminated, truncated, info = env.step(action)
-            for message in answer:
-                for argument, value in teach.values(message, action):
-                    known.setdefault(argument, []).append(value)
+            action = env.random_action(rng) if copies else teach.random_action(rng, rng.choice(teach.KINDS[level]), {})
+            *_, terminated, truncated, info = env.step(action)
             ended = terminated or truncated
         wins += info['success']
     return wins / episodes
@@ -67,7 +63,7 @@ def test_expert_solves_every_task(level, split):
     env = Retail(level)
     for seed, task in enumerate(env.tasks(split)):
         messages, _ = env.reset(seed=seed, options={'task': task})
-        messages, (reward, terminated, truncated, info) = play(env, messages, act)
+        messages, (reward, terminated, truncated, info) = play(env, messages, lambda _: env.expert())
         assert terminated and not truncated, contents(messages)
         assert info == {'is_error': False, 'success': True, 'outcome': 1.0} and reward == 1.0
 
@@ -91,6 +87,28 @@ def test_guessing_scores_next_to_nothing(level):
 @pytest.mark.parametrize(('level', 'low', 'high'), [(1, 0.01, 0.05), (2, 0.003, 0.05), (3, 0.0, 0.005)])
 def test_random_legal_actions_succeed_rarely(level, low, high):
     assert low <= random_success(level, copies=True) <= high
+
+
+def test_random_action_copies_what_the_talk_holds():
+    env, _ = start()
+    rng = random.Random(0)
+    assert len({action for action in {env.random_action(rng) for _ in range(300)} if 'cancel_order' in action}) > 10
+    env.step('Which order?')
+    env.step('What is the reason?')
+    drawn = {env.random_action(rng) for _ in range(300)}
+    right = render('cancel_order', {'order': 'order_17', 'reason': 'delay'})
+    assert {action for action in drawn if 'cancel_order' in action} == {right}
+    assert {'Which order?', 'Which item?'} <= drawn and len(drawn) > 20  # what the talk does not hold, is any
+
+
+def test_expert_asks_again_what_was_not_answered():
+    env, _ = start(user_style='stubborn')
+    asked = []
+    for _ in range(3):
+        asked.append(env.expert())
+        env.step(asked[-1])
+    assert asked == ['Which order?', 'Which order?', 'What is the reason?']
+    assert env.step(env.expert())[4]['success']
 
 
 def test_step_plays_the_literal_first_level():
@@ -121,7 +139,9 @@ def test_step_answers_a_bad_call_with_an_error(text):
     env, messages = start()
     answer, reward, terminated, truncated, info = env.step(text)
     assert answer[0]['role'] == 'tool' and answer[0]['content'].startswith('Error: ')
-    assert info == {'is_error': True} and (reward, terminated, truncated) == (0.0, False, False)
+    unknown = '"x"' in text  # an order that does not exist, asked for in good form
+    assert info == {'is_error': True} | ({'malformed': False} if unknown else {})
+    assert (reward, terminated, truncated) == (0.0, False, False)
     assert play(env, messages, act)[1][3]['success']
 
 
@@ -140,8 +160,9 @@ def test_step_truncates_without_success():
 
 
 def test_step_needs_a_running_episode():
-    with pytest.raises(ValueError, match='call reset'):
-        Retail().step('hello')
+    for call in (lambda: Retail().step('hello'), Retail().expert, lambda: Retail().random_action(random.Random(0))):
+        with pytest.raises(ValueError, match='call reset'):
+            call()
     env, _ = start(turn_limit=1)
     env.step('hello')
     with pytest.raises(ValueError, match='call reset'):

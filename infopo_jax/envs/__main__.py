@@ -78,7 +78,7 @@ def _options(name: str, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[s
         group.add_argument(f'--{knob}', metavar='VALUE', help=f'default: {default!r}')
     if _USER in knobs:
         group.add_argument('--user_model', metavar='NAME', help='model of --user=openai')
-    options = parser.parse_args(argv)
+    options = parser.parse_args(argv, argparse.Namespace(argv=[name, *argv]))
     said = {knob: getattr(options, knob) for knob in knobs if hasattr(options, knob)}
     chosen = {knob: _knob(knob, text, parameters[knob].annotation) for knob, text in said.items() if knob != _USER}
     if _USER in said:
@@ -129,7 +129,8 @@ def _play_text(env: Any, options: argparse.Namespace, ask: Callable[[str], str])
     task = _task(env, options)
     observation, info = env.reset(seed=options.seed, options={'task': task})
     tools = [tool.get('function', tool) for tool in info.get('tools') or ()]
-    print(f'task {task}')
+    if options.task is not None:
+        print(f'task {task}')
     _show([{'role': 'user', 'content': observation}] if isinstance(observation, str) else observation)
     if tools:
         print(f'[tools] {", ".join(map(_signature, tools))}')
@@ -146,6 +147,8 @@ def _play_text(env: Any, options: argparse.Namespace, ask: Callable[[str], str])
             print(f'[reward] {reward:g}')
     success = bool(terminated and info.get('success', False))
     _show_end(float(info.get('outcome', total)), success, num_turns, 'over' if terminated else 'turn limit')
+    if options.task is None:  # not shown before the end: it may give the goal away
+        print(f'task {task}; again: python -m infopo_jax.envs {shlex.join([*options.argv, f"--task={task}"])}')
 
 
 def _task(env: Any, options: argparse.Namespace) -> Any:

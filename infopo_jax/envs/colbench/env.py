@@ -1,6 +1,7 @@
 """The ColBench environment: an agent talks with a collaborator, then hands in a Python function."""
 
 import random
+import warnings
 
 from infopo_jax.envs import sandbox
 from infopo_jax.envs.colbench import expert, grade, published, tasks, teach
@@ -36,7 +37,8 @@ class ColBench:
 
     Args:
         level: 1, 2 or 3 of the generated tasks.
-        data: path to the published data (see ``published.py``), instead of the generated tasks; needs a user.
+        data: path to the published data (see ``published.py``), instead of the generated tasks. Without a ``user``, the
+            collaborator describes the function and knows no more, of which a warning tells.
         user: who plays the collaborator instead of the script.
         user_style: how the scripted collaborator talks; see ``users.styles``.
         turn_limit: turns of the agent; the benchmark has 10.
@@ -71,11 +73,6 @@ class ColBench:
         for knob, (value, fits, wanted) in rules.items():
             if not fits:
                 raise ValueError(f'{knob} must be {wanted}, got {value!r}')
-        if data is not None and user is None:
-            raise ValueError(
-                'the published data of colbench needs a language model as its user, since no script knows these '
-                'functions: set config.user.name=openai and config.user.model, or leave data away'
-            )
         check_style(user_style)
         if user is not None and user_style != 'plain':
             raise ValueError(f'user_style={user_style!r} is for the scripted user; leave it away, or config.user')
@@ -84,6 +81,12 @@ class ColBench:
         self.level, self.reward, self.turn_cost, self.max_turns = level, reward, turn_cost, turn_limit
         self.outcome_range = 1.0 + turn_cost * (turn_limit - 1)
         self._published = published.load(data) if data is not None else None
+        if data is not None and user is None:
+            warnings.warn(
+                'no script knows the functions of the published data of colbench, so nothing can be learnt by asking: '
+                'pass a user, which in a config is config.user.name=openai and config.user.model',
+                stacklevel=2,
+            )
         self._player, self.user_style = user, user_style
         is_brief = data is None if brief is None else brief
         self._system = BRIEF if is_brief else FULL.format(turns=turn_limit)

@@ -57,7 +57,7 @@ class ScriptedUser:
     """Answers one question at a time by keywords, in varied wording; knows nothing of what the function does not need.
 
     Args:
-        task: ``task.answers`` is what he knows.
+        task: ``task.answers`` is what he knows; if that is nothing, as in the published data, he says so to everything.
         rng: drives the wording.
         style: how he talks; see ``users.styles``. The description itself is the same in all of them.
     """
@@ -73,6 +73,8 @@ class ScriptedUser:
 
     def hear(self, text: str) -> str:
         """Answers what the agent says; of several questions, the first that has no answer yet."""
+        if not self._task.answers:
+            return self._manner.say(UNKNOWN[0])
         slots = asked(text)
         if not slots:
             return self._manner.say(self._rng.choice(CONFUSED))

@@ -2,14 +2,14 @@
 
 import random
 
-from infopo_jax.envs.retail import teach
+from infopo_jax.envs.retail import expert, teach
 from infopo_jax.envs.retail.model_user import ModelUser
 from infopo_jax.envs.retail.policy import policy
 from infopo_jax.envs.retail.tasks import LEVELS, goals, make
 from infopo_jax.envs.retail.tools import SCHEMAS, execute
 from infopo_jax.envs.retail.user import User as ScriptedUser
 from infopo_jax.envs.text import Message
-from infopo_jax.envs.tools import parse
+from infopo_jax.envs.tools import Action, parse
 from infopo_jax.users import User
 from infopo_jax.users.styles import check_style
 
@@ -95,7 +95,8 @@ class Retail:
             )
         self._num_turns = 0
         system = {'role': 'system', 'content': policy(brief=self.brief)}
-        return [system, {'role': 'user', 'content': self._user.open()}], {'tools': SCHEMAS, 'task': task_id}
+        self._messages = [system, {'role': 'user', 'content': self._user.open()}]
+        return list(self._messages), {'tools': SCHEMAS, 'task': task_id}
 
     def step(self, text: str) -> tuple[list[Message], float, bool, bool, dict]:
         """Answers the agent's text: a message of the user, or a tool's answer and perhaps the user's reaction to it.
@@ -103,13 +104,14 @@ class Retail:
         Raises:
             ValueError: there is no episode to go on with.
         """
-        if self._user is None:
-            raise ValueError('no episode is running: call reset first')
+        self._check_running()
         self._num_turns += 1
-        messages, is_error = self._answer(text)
+        action = parse(text, SCHEMAS)
+        messages, is_error = self._answer(action)
+        self._messages += [{'role': 'assistant', 'content': text}, *messages]
         terminated = self._user.done
         truncated = not terminated and self._num_turns >= self.max_turns
-        info = {'is_error': is_error}
+        info = {'is_error': is_error} | ({'malformed': False} if is_error and not action.error else {})
         reward = 0.0
         if terminated or truncated:
             success = terminated and self._user.content and self._db == self._gold
@@ -118,9 +120,8 @@ class Retail:
             self._user = None
         return messages, reward, terminated, truncated, info
 
-    def _answer(self, text: str) -> tuple[list[Message], bool]:
-        """Returns the messages that answer a text, and whether they are an error message."""
-        action = parse(text, SCHEMAS)
+    def _answer(self, action: Action) -> tuple[list[Message], bool]:
+        """Returns the messages that answer an action, and whether they are an error message."""
         if action.error:
             return [{'role': 'tool', 'content': f'Error: {action.error}.'}], True
         if action.name is None:
@@ -131,6 +132,28 @@ class Retail:
         if reaction is not None:
             messages.append({'role': 'user', 'content': reaction})
         return messages, result.is_error
+
+    def _check_running(self) -> None:
+        if self._user is None:
+            raise ValueError('no episode is running: call reset first')
+
+    def expert(self) -> str:
+        """Returns the next action of a script that sees the messages only.
+
+        Raises:
+            ValueError: no episode is running.
+        """
+        self._check_running()
+        return expert.act(self._messages)
+
+    def random_action(self, rng: random.Random) -> str:
+        """Draws a legal action uniformly: a question, a call or an answer, of values that the talk holds where it can.
+
+        Raises:
+            ValueError: no episode is running.
+        """
+        self._check_running()
+        return teach.random_action(rng, rng.choice(teach.KINDS[self.level]), teach.known(self._messages))
 
     def corpus(self) -> list[str]:
         """Returns texts on which a tokenizer is trained, from training tasks only."""

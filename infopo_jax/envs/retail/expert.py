@@ -58,31 +58,25 @@ def _current(messages: list[Message]) -> tuple[str | None, list[Message]]:
 
 def _find(key: str, tool: str, order: str | None, talk: list[Message]) -> tuple[str | None, str]:
     """Returns the value of an argument if the talk holds it, and else the action that finds it out."""
-    said = _answer(talk, ASKS[key])
-    if said is None and key == 'item':  # the request itself may name a product
-        said = talk[0]['content'] if any(product in talk[0]['content'] for product in PRODUCTS) else None
-    if said is None:
-        return None, ASKS[key]
-    if key == 'reason':
-        return next(reason for reason in REASONS if reason in said), ''
+    said = _replies(talk, ASKS[key])
+    if key == 'item' and not said:  # the request itself may name a product
+        said = talk[0]['content']
     if key == 'order' and (customer := _first(r'cust_\d+', said)):
         call = render('get_customer', {'customer': customer})
-        return _first(rf'order_\d+(?= {STATUS[tool]})', _answer(talk, call)), call
-    if key == 'item' and not _first(r'item_\d+', said):
-        product = next(product for product in PRODUCTS if product in said)
+        return _first(rf'order_\d+(?= {STATUS[tool]})', _replies(talk, call)), call
+    if key == 'item' and not _first(r'item_\d+', said) and (product := _first('|'.join(PRODUCTS), said)):
         call = render('get_order', {'order': order})
-        return _first(rf'(?<={product} )item_\d+', _answer(talk, call)), call
-    return _first(r'(?:order|item|pay)_\d+', said), ''
+        return _first(rf'(?<={product} )item_\d+', _replies(talk, call)), call
+    return _first('|'.join(REASONS) if key == 'reason' else r'(?:order|item|pay)_\d+', said), ASKS[key]
 
 
-def _answer(talk: list[Message], action: str) -> str | None:
-    """Returns what was said in reply to an action, None if it was not taken."""
-    for message, reply in itertools.pairwise(talk):
-        if message['role'] == 'assistant' and message['content'] == action:
-            return reply['content']
-    return None
+def _replies(talk: list[Message], action: str) -> str:
+    """Returns what was said in reply to an action, as often as it was taken."""
+    pairs = itertools.pairwise(talk)
+    taken = [reply for said, reply in pairs if said['role'] == 'assistant' and said['content'] == action]
+    return ' '.join(reply['content'] for reply in taken)
 
 
-def _first(pattern: str, text: str | None) -> str | None:
-    match = re.search(pattern, text or '')
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
     return match[0] if match else None

@@ -68,6 +68,19 @@ def values(message: Message, previous: str = '') -> list[tuple[str, str]]:
     return found
 
 
+def known(messages: list[Message]) -> dict[str, list[str]]:
+    """Returns the values that a talk makes known, by argument."""
+    found: dict[str, list[str]] = {}
+    action = ''
+    for message in messages:
+        if message['role'] == 'assistant':
+            action = message['content']
+        elif message['role'] != 'system':
+            for argument, value in values(message, action):
+                found.setdefault(argument, []).append(value)
+    return found
+
+
 def random_action(rng: random.Random, kind: str, known: dict[str, list[str]]) -> str:
     """Writes an action of a kind; its arguments are known values where there are any, else random ids."""
     if kind in ASKS:
