@@ -38,7 +38,7 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
         model_config = make_model_config(config, vocab_size=len(env.vocab))
         sharding.check_model(mesh, model_config)
         shown = config.info.placeholder
-        placeholder = tuple(env.placeholder if shown is None else env.encode(shown))
+        placeholder = tuple(env.placeholder if shown is None else _encoded(env, shown))
         rule = make_rule(config, model_config, placeholder=placeholder, outcome_range=env.outcome_range, mesh=mesh)
         return loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds), model_config
     same = trained is None or trained.env == config.env or config.model.path is not None
@@ -53,6 +53,14 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
     build_user.bind_user(config, knobs.get('user'), chat, rule)
     make_env = functools.partial(envs.make, config.env.name, **knobs)
     return _hosted_loop(config, make_env, chat, rule, sizes, knobs.get('user')), model_config
+
+
+def _encoded(env, text):
+    """Returns the ids of ``config.info.placeholder`` in an array environment."""
+    try:
+        return env.encode(text)
+    except ValueError as error:
+        raise ValueError(f'config.info.placeholder = {text!r}: {error}') from None
 
 
 def _check_fit(config, chat, model_config):
@@ -96,7 +104,10 @@ def make_chat(config: Any, env: Any) -> Chat:
     if config.model.path is not None:
         tokenizer = hub.load_tokenizer(config.model.path)
     elif hasattr(env, 'corpus'):
-        tokenizer = train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=config.model.max_vocab)
+        try:
+            tokenizer = train_tokenizer(env.corpus(), env.special_tokens(), vocab_size=config.model.max_vocab)
+        except ValueError as error:
+            raise ValueError(f'config.model.max_vocab = {config.model.max_vocab}: {error}') from None
     else:
         raise ValueError(
             f'environment {config.env.name!r} teaches no words, so nothing can learn it from scratch: set '
@@ -194,7 +205,7 @@ def _seats(config) -> tuple[int, int]:
     rollouts = config.batch.prompts * config.batch.group_size
     slots = config.rollout.slots or rollouts
     aside = slots if config.rollout.aside == -1 else config.rollout.aside
-    return slots, min(aside, rollouts - slots)
+    return slots, max(0, min(aside, rollouts - slots))  # evaluations have groups of their own
 
 
 def make_model_config(config: Any, *, vocab_size: int) -> LMConfig:

@@ -22,6 +22,7 @@ PyTree = Any
 
 FOLDER = 'checkpoints'
 ABOUT = 'about/about.json'
+METRICS = 'metrics/metrics'  # where Orbax keeps what it ranks by
 PARTS = ('state/_METADATA', ABOUT)  # what a whole checkpoint has
 MAX_LISTED = 7  # differing leaves that an error names
 
@@ -57,7 +58,7 @@ class Checkpointer:
         )
 
     def save(self, step: int, state: PyTree, *, config_dict: dict, metric: float | None = None) -> None:
-        """Saves; returns once the checkpoint is whole on disk. A step that is already saved is left as it is.
+        """Saves; returns once the checkpoint is whole on disk. A step that is already saved takes the metric alone.
 
         Args:
             step: training steps done.
@@ -70,17 +71,30 @@ class Checkpointer:
             ValueError: a later step is saved here already.
         """
         steps = self.steps()
+        ranked = -math.inf if metric is None or math.isnan(metric) else float(metric)
         if step in steps:
+            self._rank(step, ranked)
             return
         if steps and step < steps[-1]:
             raise ValueError(f'{self._folder} already holds step {steps[-1]}; to go back to {step} take a new workdir')
         leaves = _flatten(state)
-        ranked = -math.inf if metric is None or math.isnan(metric) else float(metric)
         specs = {name: _spec(leaf) for name, leaf in leaves.items()}
         about = {'config': config_dict, 'metric': ranked, 'leaves': specs}
         raw = _nest({name: _raw(leaf) for name, leaf in leaves.items()})
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(raw), about=ocp.args.JsonSave(about))
         self._manager.save(step, args=items, metrics={'metric': ranked}, force=True)
+
+    def _rank(self, step: int, metric: float) -> None:
+        """Gives a saved step the metric of an evaluation that came after it, unless it has one."""
+        about = self._about(step)
+        if metric == -math.inf or about['metric'] != -math.inf:
+            return
+        self.close()  # which has read the metrics
+        for path, values in ((METRICS, {'metric': metric}), (ABOUT, about | {'metric': metric})):
+            file = self._folder / str(step) / path
+            part = file.with_name(f'{file.name}.part')
+            part.write_text(json.dumps(values))
+            part.replace(file)
 
     def steps(self) -> list[int]:
         """Returns the steps of the whole checkpoints here, ascending; half-written ones do not count."""

@@ -76,7 +76,8 @@ def problems(fields: Fields, *, training: bool = True) -> list[str]:
         training: False leaves out what only an update needs, where a run is merely looked at.
     """
     single = [*_bad_choices(fields), *_bad_ranges(fields)]
-    together = (*([_bad_batch, _bad_rest] if training else []), _bad_model, _bad_mesh, _bad_rollout, _bad_user)
+    updates = [_bad_batch, _bad_slots, _bad_rest] if training else []
+    together = (*updates, _bad_model, _bad_mesh, _bad_rollout, _bad_user)
     return single or [line for check in together for line in check(fields)]
 
 
@@ -129,6 +130,12 @@ def _bad_batch(fields: Fields) -> Iterator[str]:
         )
 
 
+def _bad_slots(fields: Fields) -> Iterator[str]:
+    rollouts = fields['batch.prompts'] * fields['batch.group_size']
+    if fields['env.kind'] == 'hosted' and fields['rollout.slots'] > rollouts:
+        yield _line(fields, 'rollout.slots', f'must be at most the {rollouts} rollouts of a step; 0 means all of them')
+
+
 def _bad_model(fields: Fields) -> Iterator[str]:
     if fields['model.path'] is not None and fields['env.kind'] == 'jitted':
         yield _line(fields, 'model.path', "needs config.env.kind = 'hosted': others have their own words")
@@ -155,9 +162,6 @@ def _bad_rollout(fields: Fields) -> Iterator[str]:
         return
     if fields['num_seeds'] > 1:
         yield _line(fields, 'num_seeds', "must be 1 unless config.env.kind = 'jitted'")
-    rollouts = fields['batch.prompts'] * fields['batch.group_size']
-    if fields['rollout.slots'] > rollouts:
-        yield _line(fields, 'rollout.slots', f'must be at most the {rollouts} rollouts of a step; 0 means all of them')
     room = fields['rollout.max_tokens'] - fields['rollout.max_prompt_tokens']
     if room < fields['rollout.max_action_tokens']:
         yield _line(

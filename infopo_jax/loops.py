@@ -1,7 +1,6 @@
 """The two ways to run a step behind one face: environments inside XLA, and hosted text environments.
 
-A loop has six methods: ``check_trainable``, ``warm_start``, ``step``, ``evaluate``, ``stop`` and ``decode``. ``train``
-calls them and knows no more.
+``train`` calls ``check_trainable``, ``over_seeds``, ``warm_start``, ``step``, ``evaluate``, ``stop`` and ``decode``.
 """
 
 import contextlib
@@ -181,6 +180,10 @@ class HostedLoop:
         self.ladder = batches.Ladder.of(engine.limits, num_placeholder=len(rule.placeholder), horizon=rule.horizon)
         env = make_env()
         self.tasks = {split: list(env.tasks(split)) for split in ('train', 'test')}
+        for split, tasks in self.tasks.items():
+            if not tasks:
+                name = type(env).__name__
+                raise ValueError(f'the environment ({name}) has no tasks of split {split!r}; see config.env')
         self._update = jax.jit(self._update_one, donate_argnums=0, static_argnames=('branch_len', 'target_len'))
         self._look = jax.jit(self._look_one, static_argnames=('branch_len', 'target_len'))
 

@@ -44,26 +44,29 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
     key = loops.seed_keys(config.seed, config.num_seeds)
     checkpointer = Checkpointer(workdir)
     logger = Logger(workdir, interval=config.log.interval, total_steps=config.steps, tensorboard=config.log.tensorboard)
-    with logger:
+    with logger, _Terminated(loop.stop) as terminated:
         state, fresh = _restore(config, workdir, loop, model_config, key, checkpointer)
         _header(logger, config, loop, model_config, state)
 
         # --- Warm start: syntax and copying; the reference policy is what comes out of it.
         if fresh:
-            state = _warm_start(config, loop, state, key)
-            metrics = _evaluate(config, loop, state, key, logger)
-            _save(checkpointer, config, loop, state, metrics)
+            try:
+                state = _warm_start(config, loop, state, key, terminated)
+            except loops.Stopped:
+                print(f'terminated in the warm start; the same command with --workdir={workdir} begins it anew')
+                return {}
+            _save(checkpointer, config, loop, state, None)
         else:
             logger.truncate(step_of(state))
-            metrics = logger.last('eval')
-            if metrics.get('step') != step_of(state) and _evaluates(config, step_of(state)):  # it had failed
-                metrics = _evaluate(config, loop, state, key, logger)
 
         # --- Train. Whatever ends it, Ctrl-C and SIGTERM too, the steps that are done are kept.
-        step = step_of(state)
-        profile = _Profile(workdir, first=step + 2, count=config.profile, last=config.steps)
-        with profile, _Terminated(loop.stop) as terminated:
+        step, metrics = step_of(state), logger.last('eval')
+        with _Profile(workdir, first=step + 2, count=config.profile, last=config.steps) as profile:
             try:
+                if _evaluates(config, step):
+                    if metrics.get('step') != step:  # of a fresh run, or one that ended in its evaluation
+                        metrics = _evaluate(config, loop, state, key, logger)
+                    _save(checkpointer, config, loop, state, metrics)
                 while step < config.steps and not terminated.asked:
                     profile.before(step + 1)
                     state, step_metrics, clock = loop.step(state)  # rollout, score, credit, update
@@ -78,20 +81,19 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
                         _save(checkpointer, config, loop, state, None)
             except loops.Stopped:
                 pass  # by SIGTERM, in the middle of a batch or an evaluation
-            except TrainingStopped:
-                raise
-            except BaseException:
+            except BaseException as error:
                 # Not if an update failed, which takes the state apart, nor before its row is written.
                 if is_whole(state) and step_of(state) == step:
                     _save(checkpointer, config, loop, state, None)
-                    report.write_report(workdir)
-                    print(f'saved step {step}; the same command with --workdir={workdir} goes on', file=sys.stderr)
+                    _report(workdir)
+                    if not isinstance(error, TrainingStopped):
+                        print(f'saved step {step}; the same command with --workdir={workdir} goes on', file=sys.stderr)
                 raise
             if terminated.asked:
                 _save(checkpointer, config, loop, state, None)
                 print(f'terminated: saved step {step}; the same command with --workdir={workdir} goes on')
         checkpointer.close()
-    print(f'report: {report.write_report(workdir)}')
+    _report(workdir)
     return metrics
 
 
@@ -180,7 +182,7 @@ def _holds_base(config) -> bool:
     return config.model.path is None or config.warmstart.pretrained
 
 
-def _warm_start(config, loop, state, key):
+def _warm_start(config, loop, state, key, terminated):
     warm = config.warmstart
     if not warm.steps or (config.model.path is not None and not warm.pretrained):
         return state
@@ -193,6 +195,8 @@ def _warm_start(config, loop, state, key):
             f'warm start {done}/{warm.steps}  loss {loss:.3f} nats per token  {seconds:.0f} s  eta {left:.0f} s',
             flush=True,
         )
+        if terminated.asked:
+            raise loops.Stopped
 
     keys = loop.over_seeds(lambda k: jax.random.fold_in(k, build.WARM_START))(key)
     settings = dict(steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress)
@@ -223,12 +227,17 @@ def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:
     return metrics
 
 
+def _report(workdir):
+    if read_jsonl(pathlib.Path(workdir) / METRICS_FILE):  # there is something to show
+        print(f'report: {report.write_report(workdir)}')
+
+
 def _eval_keys(loop, key):
     return loop.over_seeds(lambda k: jax.random.fold_in(k, build.EVAL))(key)  # the same episodes every time
 
 
 def _save(checkpointer, config, loop, state, metrics):
-    metric = None if metrics is None else float(np.mean(metrics['success']))
+    metric = None if metrics is None else float(np.mean(np.asarray(metrics['success'], float)))  # 'NaN' in a log
     values = pure(state, with_frozen=_holds_base(config))
     checkpointer.save(step_of(state), values, config_dict=config_lib.to_dict(config), metric=metric)
 
@@ -238,7 +247,7 @@ def _due(step: int, interval: int) -> bool:
 
 
 def _evaluates(config, step: int) -> bool:
-    return _due(step, config.eval.interval) or step == config.steps
+    return _due(step, config.eval.interval) or step in (0, config.steps)
 
 
 def _stop_if_broken(config, step, metrics):
@@ -249,7 +258,7 @@ def _stop_if_broken(config, step, metrics):
         raise TrainingStopped(
             f'step {step}: {bad} updates in a row were not finite and were refused ({causes}). '
             'Look at the last rows of metrics.jsonl; start again with a lower config.optim.lr in another --workdir, as '
-            'this one would come to the same point again. Its last checkpoint is whole.'
+            'this one would come to the same point again. What it has learnt until here is saved.'
         )
 
 

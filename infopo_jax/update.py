@@ -2,7 +2,7 @@
 
 With one update per batch the weights that sampled are the weights that are updated: the ratio is 1, and the gain rides
 on the update's own forward pass. With several, or with microbatches, one scoring pass comes first and gives both the
-gain and old_logp.
+gain and old_logp; with microbatches of one update and no gain (GRPO), nobody needs it.
 """
 
 import dataclasses
@@ -68,6 +68,11 @@ class UpdateRule:
         """
         return self.epochs == self.minibatches == self.microbatches == 1
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether credit or ratios need the scores of a whole batch before its update."""
+        return self.needs_gain or self.epochs * self.minibatches > 1
+
 
 @pytree_dataclass
 class Batch:
@@ -76,7 +81,7 @@ class Batch:
     turns: Turns
     advantage: jax.Array | None = None  # [N, L]; None: comes from the update's own forward pass
     loss_mask: jax.Array | None = None  # [N, L] bool, the estimator's; None as above
-    old_logp: jax.Array | None = None  # [N, L]; None: the policy's own
+    old_logp: jax.Array | None = None  # [N, L]; None: the policy's own, as are importance weights
     weight: jax.Array | None = None  # [N, L] importance weights
 
 
@@ -101,15 +106,23 @@ def update(
         batch = Batch(turns)
         state, metrics = _apply(rule, state, batch, estimate_key)
     else:
-        batch, metrics = _score_batch(rule, rule.model(state.weights), turns, estimate_key, state.step)
+        first = _score_batch if rule.needs_scores else _credit_batch
+        batch, metrics = first(rule, rule.model(state.weights), turns, estimate_key, state.step)
         state, more = _passes(rule, state, batch, order_key)
         metrics = metrics | more
     metrics = metrics | metrics_lib.rollout_metrics(turns)
     return dataclasses.replace(state, step=state.step + 1), metrics
 
 
-def credit(rule: UpdateRule, scores: score.Scores, turns: Turns, key: jax.Array, step: jax.Array):
+def credit(rule: UpdateRule, scores: score.Scores | None, turns: Turns, key: jax.Array, step: jax.Array):
     """Turns scores into credit.
+
+    Args:
+        rule: functions and scalars.
+        scores: of the turns; None where the rule needs no gain.
+        turns: N rollouts, whole groups.
+        key: for estimators that draw.
+        step: training steps done.
 
     Returns:
         Credit, gain [N, T], gain_mask [N, T] and scalar metrics.
@@ -181,6 +194,13 @@ def _score_batch(rule, model, turns, key, step):
     if rule.importance_cap:
         weight = losses.importance_weight(scores.logp, turns.sampled_logp, out.loss_mask, cap=rule.importance_cap)
     return Batch(turns, advantage=out.advantage, loss_mask=out.loss_mask, old_logp=scores.logp, weight=weight), metrics
+
+
+def _credit_batch(rule, model, turns, key, step):
+    """Credit that no score decides; the update's own passes give old_logp, as the policy is the one that sampled."""
+    del model
+    out, _, _, metrics = credit(rule, None, turns, key, step)
+    return Batch(turns, advantage=out.advantage, loss_mask=out.loss_mask), metrics
 
 
 def _passes(rule, state, batch, key):
@@ -278,7 +298,9 @@ def _loss(rule, params, frozen, reference, batch, denominator, key, step):
     )  # fmt: skip
     if fused:
         out, _, _, metrics = credit(rule, scores, turns, key, step)
-        advantage, mask, old_logp = out.advantage, out.loss_mask, jax.lax.stop_gradient(scores.logp)
+        advantage, mask = out.advantage, out.loss_mask
+    if old_logp is None:
+        old_logp = jax.lax.stop_gradient(scores.logp)
         metrics = metrics | {'sampler_gap': metrics_lib.sampler_gap(old_logp, turns.sampled_logp, mask)}
         if rule.importance_cap:
             importance = losses.importance_weight(old_logp, turns.sampled_logp, mask, cap=rule.importance_cap)

@@ -255,5 +255,6 @@ def _explain(message: str) -> str:
     types = config_lib.field_types()
     if match and match['field'] in types:
         words = _ABSL_WORDS[types[match['field']]]
-        return f'config.{match["field"]} = {match["value"]!r}: must be {words}'
+        comment = next(comment for field, _, comment in config_lib.describe() if field == match['field'])
+        return f'config.{match["field"]} = {match["value"]!r}: must be {words} ({comment})'
     return message

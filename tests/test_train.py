@@ -192,6 +192,7 @@ def test_main_stops_after_bad_updates_in_a_row_and_says_why(whole, tmp_path, mon
     with pytest.raises(train.TrainingStopped, match=rf'step {steps + 5}: 3 updates in a row were not finite.*loss nan'):
         train.main(config, workdir)
     assert rows_of(workdir)[-1]['step'] == steps + 5 and rows_of(workdir)[-1]['loss'] == 'NaN'
+    assert train.Checkpointer(workdir).steps()[-1] == steps + 5  # the weights are those before the first of them
 
 
 @pytest.fixture

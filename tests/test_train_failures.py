@@ -67,16 +67,62 @@ def test_a_step_that_fails_costs_no_step_before_it(config, loop, whole, tmp_path
     )
 
 
-@pytest.mark.parametrize('at', [3, 6])
+def ranks_of(workdir):
+    checkpointer = train.Checkpointer(workdir)
+    return {step: checkpointer._about(step)['metric'] for step in checkpointer.steps()}
+
+
+@pytest.mark.parametrize('at', [0, 3, 6])
 def test_an_evaluation_that_fails_is_made_up_for(config, loop, whole, tmp_path, monkeypatch, at):
     with monkeypatch.context() as patch:
         breaks(patch, loop, 'evaluate', at=at, error=RolloutsFailed('the endpoint is down'))
         with pytest.raises(RolloutsFailed):
             train.main(config, tmp_path)
     assert train.Checkpointer(tmp_path).steps()[-1] == at
+    assert ranks_of(tmp_path)[at] == -np.inf
     metrics = train.main(config, tmp_path)
     assert rows_of(tmp_path) == rows_of(whole)
+    assert ranks_of(tmp_path).items() >= ranks_of(whole).items()  # a step that ties with the last may still be there
     assert metrics['success'] == rows_of(whole)[-1]['success']
+
+
+def test_the_best_step_stays_best_whose_evaluation_was_made_up_for(config, loop, tmp_path, monkeypatch):
+    evaluate, scores = loop[0].evaluate, {0: 0.1, 3: 0.9, 6: 0.2}
+
+    def scored(params, key, step, **others):
+        metrics, look = evaluate(params, key, step, **others)
+        return metrics | {'success': np.float32(scores[int(step)])}, look
+
+    monkeypatch.setattr(loop[0], 'evaluate', scored)
+    with monkeypatch.context() as patch:
+        breaks(patch, loop, 'evaluate', at=3, error=KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train.main(config, tmp_path)
+    train.main(config, tmp_path)
+    assert [(step, round(rank, 6)) for step, rank in ranks_of(tmp_path).items()] == [(3, 0.9), (6, 0.2)]
+
+
+def test_termination_in_the_warm_start_keeps_nothing_and_says_so(config, loop, tmp_path, monkeypatch, capsys):
+    def asked(params, key, *, progress, **settings):
+        train.signal.raise_signal(train.signal.SIGTERM)
+        progress(1, 0.5)
+
+    monkeypatch.setattr(loop[0], 'warm_start', asked)
+    assert train.main(config, tmp_path) == {} and train.Checkpointer(tmp_path).steps() == []
+    assert 'terminated in the warm start' in capsys.readouterr().out
+
+
+def test_termination_in_the_first_evaluation_keeps_the_warm_start(config, loop, whole, tmp_path, monkeypatch):
+    def asked(*args, **kwargs):
+        train.signal.raise_signal(train.signal.SIGTERM)
+        raise train.loops.Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop[0], 'evaluate', asked)
+        train.main(config, tmp_path)
+    assert train.Checkpointer(tmp_path).steps() == [0]
+    train.main(config, tmp_path)
+    assert rows_of(tmp_path) == rows_of(whole)
 
 
 def test_an_update_that_takes_the_state_apart_is_not_saved(config, loop, tmp_path, monkeypatch, capsys):

@@ -136,6 +136,22 @@ def test_update_in_microbatches_equals_one_large_batch_with_every_term(rule, mod
     assert_equal(states[0].params, states[1].params)
 
 
+def test_grpo_in_microbatches_scores_nothing_twice(rule, model, monkeypatch):
+    calls, score_turns = [], update_lib.score_turns
+
+    def counted(*args, **kwargs):
+        calls.append(kwargs)
+        return score_turns(*args, **kwargs)
+
+    monkeypatch.setattr(update_lib, 'score_turns', counted)
+    one = grpo(rule, epochs=1, minibatches=1, importance_cap=1.5, optimizer=optax.sgd(0.1))
+    states, metrics = zip(*[run(dataclasses.replace(one, microbatches=k), model) for k in (1, 4)], strict=True)
+    assert len(calls) == 2  # traced once in each, in the loss
+    assert_equal(states[1].params, states[0].params)
+    for name in metrics[0]:
+        np.testing.assert_allclose(metrics[1][name], metrics[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
 def test_update_in_microbatches_measures_as_one_large_batch(rule, model):
     """In the second epoch ratios differ from token to token; the parts have unequal numbers of tokens."""
     many = grpo(rule, epochs=2, optimizer=optax.adam(3e-2), kl_coef=0.1)

@@ -56,7 +56,7 @@ class HostedRollout:
     """Plays batches of episodes of a text environment.
 
     Args:
-        make_env: returns a fresh environment; one serves one rollout. Called in threads, like its methods but ``score``.
+        make_env: returns a fresh environment, for one rollout. Called in threads, as are all methods but ``score``.
         chat: renders messages.
         graphdef: static part of the model.
         limits: of turns and tokens.
