@@ -25,7 +25,8 @@ Evaluates a checkpoint of a run on held-out tasks, prints the result and writes 
   --config.eval.temperature=X       of sampling; 0 is greedy
   --config.batch.group_size=K       rollouts per task, the k of pass^k
   --config.seed=N                   other episodes than those that the run evaluates itself on
-  --config.env.user_style=NAME      how a scripted user talks: plain, terse, verbose, distracted, stubborn
+  --config.env.user_style=NAME      how a scripted user talks: plain, terse, verbose, distracted, stubborn; in retail,
+                                    colbench, webshop with num_hidden, our gyms of usergym but function and search
   --config.user.name=NAME ...       who answers: scripted, openai, policy; begins with none of the run's config.user
 
 With fields as the run has them, the numbers are those of the run's own evaluation at that step. The result lists under

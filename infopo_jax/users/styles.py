@@ -75,7 +75,8 @@ class Manner:
             short = _LEAD.sub('', text)
             return short[:1].upper() + short[1:]
         if self._style.chatter:
-            return f'{text} {self._rng.choice(self._style.chatter)}'
+            end = '' if text.endswith(('.', '!', '?')) else '.'
+            return f'{text}{end} {self._rng.choice(self._style.chatter)}'
         return text
 
     def evade(self) -> str | None:

@@ -13,6 +13,7 @@ from infopo_jax.envs.text import Message
 from infopo_jax.envs.tools import parse
 from infopo_jax.envs.usergym import teach
 from infopo_jax.envs.usergym.moves import FINISH, TOOL, Move, Reply, refuse, schema, written
+from infopo_jax.users.styles import Manner, check_style
 
 NUM_TASKS = 500  # distinct puzzles per gym and level
 TEST_SHARE = 5  # one task in so many is held out
@@ -24,16 +25,17 @@ class Gym(abc.ABC):
     """A puzzle with a hidden part; implements ``TextEnv``, ``Scored`` and ``Teachable``.
 
     A subclass sets the class fields and writes the abstract methods. During an episode it reads ``puzzle`` (its hidden
-    part included), ``notes`` (what has been shown) and ``rng`` (of the wording).
+    part included), ``notes`` (what has been shown), ``rng`` (of the wording) and ``manner`` (in which the user talks).
 
     Args:
         level: 1, 2 or 3.
         turn_limit: moves per episode; None takes the level's own.
         turn_cost: taken off the outcome for each move.
         reward: 'share', partial credit; 'sparse', 1 if everything is right, else 0.
+        user_style: how the user talks; see ``users.styles``.
 
     Raises:
-        ValueError: a knob outside its range.
+        ValueError: a knob outside its range, or a style where nobody talks.
     """
 
     name: ClassVar[str]  # also the start of every task id
@@ -42,9 +44,18 @@ class Gym(abc.ABC):
     choices: ClassVar[tuple[str, ...]]
     turn_limits: ClassVar[tuple[int, int, int]]  # by level
     words: ClassVar[tuple[str, ...]]  # names and values, each to be one token of a small tokenizer
+    talks: ClassVar[bool] = True  # the user answers in words of his own, which a style changes
     placeholder = 'No information found.'
 
-    def __init__(self, level: int = 1, *, turn_limit: int | None = None, turn_cost: float = 0.0, reward: str = 'share'):
+    def __init__(
+        self,
+        level: int = 1,
+        *,
+        turn_limit: int | None = None,
+        turn_cost: float = 0.0,
+        reward: str = 'share',
+        user_style: str = 'plain',
+    ):
         rules = {
             'level': (level, level in LEVELS, f'one of {LEVELS}'),
             'turn_limit': (turn_limit, turn_limit is None or turn_limit >= 1, 'at least 1 or None'),
@@ -54,7 +65,10 @@ class Gym(abc.ABC):
         for knob, (value, fits, wanted) in rules.items():
             if not fits:
                 raise ValueError(f'{knob} must be {wanted}, got {value!r}')
-        self.level, self.turn_cost, self.reward = level, turn_cost, reward
+        check_style(user_style)
+        if user_style != 'plain' and not self.talks:
+            raise ValueError(f"nobody talks in gym {self.name!r}: user_style must be 'plain', got {user_style!r}")
+        self.level, self.turn_cost, self.reward, self.user_style = level, turn_cost, reward, user_style
         self.max_turns = self.turn_limits[level - 1] if turn_limit is None else turn_limit
         self.outcome_range = 1.0 + turn_cost * (self.max_turns - 1)
         self.schema = schema(self.manual, self.choices)
@@ -118,6 +132,7 @@ class Gym(abc.ABC):
                 f'unknown task {task!r} of {self.name} at level {self.level}; take one of env.tasks(split)'
             )
         self.puzzle, self.rng = known[task], random.Random(f'{seed} {task}')
+        self.manner = Manner(self.user_style, self.rng)
         self.notes: dict[str, str] = {}
         self.num_turns, self.running = 0, True
         system = {'role': 'system', 'content': f'{self.goal} Make moves by {TOOL}.'}
@@ -148,6 +163,11 @@ class Gym(abc.ABC):
     def score(self, num_turns: int) -> float:
         """Returns the outcome of the episode if it is cut after so many turns; see ``envs.text.Scored``."""
         return (self.partial() if self.reward == 'share' else 0.0) - self.turn_cost * num_turns
+
+    def tell(self, text: str, value: str, *, notes: dict[str, str]) -> Reply:
+        """Returns the user's answer to a question, a plain ``text`` whose news is ``value``, or how he evades it."""
+        evasion = self.manner.evade()
+        return Reply(self.manner.say(text, value), notes=notes) if evasion is None else Reply(evasion)
 
     def _answer(self, text: str) -> Reply:
         action = parse(text, [self.schema])
@@ -184,7 +204,7 @@ class Gym(abc.ABC):
     def clone(self) -> 'Gym':
         """Returns a fresh gym with the same knobs, so that drawing examples leaves a running episode alone."""
         knobs = {'turn_limit': self.max_turns, 'turn_cost': self.turn_cost, 'reward': self.reward}
-        return type(self)(self.level, **knobs)
+        return type(self)(self.level, **knobs, user_style=self.user_style)
 
 
 @functools.cache

@@ -33,6 +33,7 @@ class UserGym:
         turn_limit: moves per episode.
         turn_cost: our own: taken off the outcome for each move.
         reward: our own: 'share', partial credit, or 'sparse', 1 only if everything is right.
+        user_style: our own, except function and search: how the user talks; see ``users.styles``.
         data: UserRL's: where its tasks are; None: the package's own.
         reward_line: UserRL's: replies end with the reward of their turn.
         user: UserRL's: an ``OpenAIUser``, whose model plays the user and judges; no other can.
@@ -49,12 +50,13 @@ class UserGym:
         turn_limit: int | None = None,
         turn_cost: float | None = None,
         reward: str | None = None,
+        user_style: str | None = None,
         data: str | None = None,
         reward_line: bool | None = None,
         user: Any = None,
     ):
         knobs = {'turn_limit': turn_limit}
-        own = {'level': level, 'turn_cost': turn_cost, 'reward': reward}
+        own = {'level': level, 'turn_cost': turn_cost, 'reward': reward, 'user_style': user_style}
         theirs = {'data': data, 'reward_line': reward_line, 'user': user}
         if gym not in OWN and gym not in EIGHT:
             raise ValueError(f'gym must be one of {", ".join([*OWN, *EIGHT])}, got {gym!r}')

@@ -71,6 +71,7 @@ class Function(Gym):
     choices = ('action', 'search', 'answer')
     turn_limits = (5, 7, 12)
     words: ClassVar = (*'0123456789', 'test')
+    talks = False  # he answers in numbers only
 
     def deal(self, rng: random.Random) -> Puzzle:
         return Puzzle(rng.choice(rules(self.level)), tuple(rng.sample(range(1, 10), len(NAMES))))

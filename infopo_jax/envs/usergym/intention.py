@@ -60,7 +60,7 @@ class Intention(Gym):
         return Puzzle(rng.choice(list(OCCASIONS)), tuple(rng.choice(values) for values in DETAILS.values()))
 
     def open(self) -> str:
-        return f'Please plan a {self.puzzle.occasion}.'
+        return self.manner.say(f'Please plan a {self.puzzle.occasion}.')
 
     def reply(self, choice: str, content: str) -> Reply:
         wanted = dict(zip(DETAILS, self.puzzle.values, strict=True))
@@ -68,12 +68,12 @@ class Intention(Gym):
             weights = dict(zip(self._important(), WEIGHTS, strict=False))
             right = [d for d in weights if found(content, DETAILS[d]) == [wanted[d]]]
             score = sum(weights[detail] for detail in right) / sum(weights.values())
-            return Reply('Thank you.', score=1.0 if len(right) == len(weights) else score)
+            return Reply(self.manner.say('Thank you.'), score=1.0 if len(right) == len(weights) else score)
         asked = found(content, DETAILS)
         if not asked:
             return refuse(f'ask about one of {", ".join(DETAILS)}')
         detail, value = asked[0], wanted[asked[0]]
-        return Reply(self.rng.choice(WORDINGS).format(detail=detail, value=value), notes={detail: value})
+        return self.tell(self.rng.choice(WORDINGS).format(detail=detail, value=value), value, notes={detail: value})
 
     def questions(self) -> list[Move]:
         return [('action', f'{detail}?') for detail in DETAILS]

@@ -53,23 +53,25 @@ class Persuade(Gym):
 
     def open(self) -> str:
         self._met, self._missed = 0, 0
-        return self.puzzle.claim
+        return self.manner.say(self.puzzle.claim)
 
     def reply(self, choice: str, content: str) -> Reply:
         concern, evidence = self.puzzle.concerns[self._met]
         argued = found(content, CONCERNS), found(content, EVIDENCE)
         if found(content, ['why']) and not any(argued):
             text = self.rng.choice(('My worry is {}, show me {}.', 'Think of {}. I trust {}.'))
-            return Reply(text.format(concern, evidence), notes={'concern': concern, 'evidence': evidence})
+            notes = {'concern': concern, 'evidence': evidence}
+            return self.tell(text.format(concern, evidence), f'{concern}, {evidence}', notes=notes)
         if not all(len(words) == 1 for words in argued):
             return refuse('ask why, or argue with one concern and one kind of evidence')
         if argued != ([concern], [evidence]):
             self._missed += 1
-            return Reply('That misses my point.', score=self.partial() if self._missed == PATIENCE else None)
+            missed = self.manner.say('That misses my point.')
+            return Reply(missed, score=self.partial() if self._missed == PATIENCE else None)
         self._met += 1
         if self._met == len(self.puzzle.concerns):
-            return Reply('You have convinced me.', score=1.0)
-        return Reply('Fair enough, but still.', notes={'concern': '', 'evidence': ''})
+            return Reply(self.manner.say('You have convinced me.'), score=1.0)
+        return Reply(self.manner.say('Fair enough, but still.'), notes={'concern': '', 'evidence': ''})
 
     def questions(self) -> list[Move]:
         """Asking why, and every argument: as often the one as the other."""

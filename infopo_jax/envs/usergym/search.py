@@ -82,6 +82,7 @@ class Search(Gym):
     choices = ('search', 'answer')
     turn_limits = (4, 6, 8)
     words: ClassVar = (*NAMES, *RELATIONS)
+    talks = False  # it is the library that answers
 
     def deal(self, rng: random.Random) -> Puzzle:
         world = rng.randrange(WORLDS)

@@ -54,13 +54,13 @@ class Telepathy(Gym):
     def reply(self, choice: str, content: str) -> Reply:
         names = [row[0] for row in self.puzzle.table]
         if choice == 'answer':
-            return Reply('Well.', score=float(found(content, names) == [self.puzzle.target]))
+            return Reply(self.manner.say('Well.'), score=float(found(content, names) == [self.puzzle.target]))
         asked = found(content, {word for row in self.puzzle.table for word in row})
         if not asked:
             return refuse('ask about an attribute or a name of the table')
         secret = next(row for row in self.puzzle.table if row[0] == self.puzzle.target)
         verdict = 'yes' if asked[0] in secret else 'no'
-        return Reply(f'{verdict}.', notes={asked[0]: verdict})
+        return self.tell(f'{verdict}.', verdict, notes={asked[0]: verdict})
 
     def questions(self) -> list[Move]:
         words = dict.fromkeys(word for row in self.puzzle.table for word in row[1:])

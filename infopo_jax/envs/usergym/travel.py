@@ -74,13 +74,14 @@ class Travel(Gym):
         return Puzzle(tuple((list(ASPECTS)[i], profile[i]) for i in aspects), tuple(inns))
 
     def open(self) -> str:
-        return 'I need an inn.'
+        return self.manner.say('I need an inn.')
 
     def reply(self, choice: str, content: str) -> Reply:
         if choice == 'answer':
             named, best = found(content, INNS), self.puzzle.best()
             right = len(named) == 1 and named[0] in best
-            return Reply('Thank you.', score=(1.0 if named[0] == best[0] else CORRECT) if right else 0.0)
+            score = (1.0 if named[0] == best[0] else CORRECT) if right else 0.0
+            return Reply(self.manner.say('Thank you.'), score=score)
         if choice == 'search':
             return self._search(found(content, [value for values in ASPECTS.values() for value in values]))
         asked = found(content, ASPECTS)
@@ -88,7 +89,7 @@ class Travel(Gym):
             return refuse(f'ask about one of {", ".join(ASPECTS)}')
         value = dict(self.puzzle.preferences).get(asked[0])
         text = 'Any will do.' if value is None else self.rng.choice(('{}.', 'I like {}.', '{}, please.')).format(value)
-        return Reply(text, notes={asked[0]: value or 'any'})
+        return self.tell(text, value or 'any', notes={asked[0]: value or 'any'})
 
     def _search(self, wanted: list[str]) -> Reply:
         if not wanted:

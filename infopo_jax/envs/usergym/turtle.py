@@ -58,19 +58,19 @@ class Turtle(Gym):
 
     def open(self) -> str:
         parts = [f'{fact}: {" ".join(words)}.' for fact, words in zip(FACTS, self.puzzle.candidates, strict=False)]
-        return ' '.join([self.puzzle.scene, *parts])
+        return ' '.join([self.manner.say(self.puzzle.scene), *parts])
 
     def reply(self, choice: str, content: str) -> Reply:
         story = self.puzzle.story
         if choice == 'answer':
             named = [found(content, words) for words in self.puzzle.candidates]
             right = sum(words == [fact] for words, fact in zip(named, story, strict=True))
-            return Reply('The end.', score=right / len(story))
+            return Reply(self.manner.say('The end.'), score=right / len(story))
         asked = found(content, [word for words in self.puzzle.candidates for word in words])
         if not asked:
             return refuse('ask about one of the candidates')
         verdict = 'yes' if asked[0] in story else 'no'
-        return Reply(f'{verdict}.', notes={asked[0]: verdict})
+        return self.tell(f'{verdict}.', verdict, notes={asked[0]: verdict})
 
     def questions(self) -> list[Move]:
         return [('action', f'{word}?') for words in self.puzzle.candidates for word in words]

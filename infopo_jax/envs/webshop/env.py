@@ -7,6 +7,7 @@ from infopo_jax.envs.text import Message
 from infopo_jax.envs.webshop import catalog, pages
 from infopo_jax.envs.webshop.catalog import Product
 from infopo_jax.envs.webshop.goals import FEATURE, LEVELS, PRICE, goals, reward
+from infopo_jax.users.styles import Manner, check_style
 
 RULES = (
     'Buy what the instruction asks for. Each turn, search[words] or click[something on the page]: a product, its '
@@ -31,15 +32,25 @@ class WebShop:
         level: 1, wishes of an attribute, an option and a price; 2, of two attributes, two options and a price.
         num_hidden: facts that the instruction leaves out and the customer tells when asked; 0 is WebShop's own task.
         page_size: products on a page of results (10 in the real shop).
+        user_style: how the customer talks when asked; see ``users.styles``. The instruction is the same in all of them.
+            An evaded question costs a turn: four hidden facts then want a ``turn_limit`` of 11.
 
     Raises:
-        ValueError: a knob outside its range.
+        ValueError: a knob outside its range, or a style for a customer who has nothing to be asked about.
     """
 
     outcome_range = 1.0
     placeholder = 'No information found.'
 
-    def __init__(self, *, turn_limit: int = 9, level: int = 1, num_hidden: int = 0, page_size: int = 4):
+    def __init__(
+        self,
+        *,
+        turn_limit: int = 9,
+        level: int = 1,
+        num_hidden: int = 0,
+        page_size: int = 4,
+        user_style: str = 'plain',
+    ):
         most = 2 + LEVELS[level][1] if level in LEVELS else 0
         rules = {
             'turn_limit': (turn_limit, turn_limit >= 1, 'at least 1'),
@@ -50,7 +61,11 @@ class WebShop:
         for knob, (value, fits, wanted) in rules.items():
             if not fits:
                 raise ValueError(f'{knob} must be {wanted}, got {value!r}')
+        check_style(user_style)
+        if user_style != 'plain' and not num_hidden:
+            raise ValueError(f'user_style={user_style!r} is for a customer who is asked: set num_hidden to 1 or more')
         self.max_turns, self.level, self.num_hidden, self.page_size = turn_limit, level, num_hidden, page_size
+        self.user_style = user_style
         self._visit: pages.Visit | None = None
 
     def tasks(self, split: str) -> list[str]:
@@ -61,7 +76,7 @@ class WebShop:
         return list(splits[split])
 
     def reset(self, *, seed: int = 0, options: dict | None = None) -> tuple[list[Message], dict]:
-        """Starts ``options['task']``, by default a training task drawn by the seed.
+        """Starts ``options['task']``, by default a training task drawn by the seed, which drives the customer's manner.
 
         Raises:
             ValueError: the task is none of this level.
@@ -79,6 +94,7 @@ class WebShop:
         # Every member of a group, whatever its seed, misses the same facts.
         self._hidden = tuple(random.Random(task).sample(list(goal.facts()), self.num_hidden))
         self._untold = list(self._hidden)
+        self._manner = Manner(self.user_style, random.Random(f'{seed} {task}'))
         asking = ASKING if self.num_hidden else ''
         opening = pages.SEP.join([f'Instruction: {goal.instruction(self._hidden)}', self._visit.text()])
         messages = [{'role': 'system', 'content': RULES + asking}, {'role': 'user', 'content': opening}]
@@ -178,14 +194,23 @@ class WebShop:
             return 'Error: write search[keywords] or click[something on the page].', True
         verb, argument = action
         if verb == 'ask':
-            if argument in self._untold:
-                self._untold.remove(argument)
-            return self._goal.facts().get(argument, NO_WISH), False
+            return self._tell(argument), False
         if verb == 'search' and argument:
             self._visit.search(argument)
         elif verb == 'search' or not self._visit.click(argument):
             return 'Error: nothing like that is on the page.', True
         return self._visit.text(), False
+
+    def _tell(self, fact: str) -> str:
+        """Returns the customer's answer to a question, or how he evades it."""
+        evasion = self._manner.evade()
+        if evasion is not None:
+            return evasion
+        if fact in self._untold:
+            self._untold.remove(fact)
+        text = self._goal.facts().get(fact, NO_WISH)
+        values = self._goal.options | {PRICE: f'{self._goal.price_upper:.2f}'}
+        return self._manner.say(text, values.get(fact, text))
 
     def _choice(self, product: Product) -> Mapping[str, str]:
         """Returns the wanted options that a product offers."""
@@ -197,5 +222,9 @@ class WebShop:
     def _clone(self) -> 'WebShop':
         """Returns a fresh environment with the same knobs, so that drawing examples leaves a running episode alone."""
         return WebShop(
-            turn_limit=self.max_turns, level=self.level, num_hidden=self.num_hidden, page_size=self.page_size
+            turn_limit=self.max_turns,
+            level=self.level,
+            num_hidden=self.num_hidden,
+            page_size=self.page_size,
+            user_style=self.user_style,
         )
