@@ -1,13 +1,15 @@
 """Held-out evaluation: scores of a batch of episodes, and a look at a few of them."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from infopo_jax import metrics as metrics_lib, update as update_lib
+from infopo_jax import info_gain, metrics as metrics_lib, update as update_lib
 from infopo_jax.losses import masked_mean
-from infopo_jax.types import Turns, pytree_dataclass
+from infopo_jax.types import Role, Turns, pytree_dataclass
 
 
 @pytree_dataclass
@@ -19,6 +21,7 @@ class Look:
     gain: jax.Array  # [N, T]
     gain_mask: jax.Array  # [N, T]
     advantage: jax.Array  # [N, L]
+    gain_noise: jax.Array  # [] nats per token, mean absolute gain where it should be 0; see with_controls
 
 
 def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
@@ -32,8 +35,57 @@ def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
 
 
 def look(rule: update_lib.UpdateRule, model: Any, turns: Turns, key: jax.Array, step: jax.Array) -> Look:
-    """Scores and credits whole groups as training would, for people to look at."""
-    scores = update_lib.score_turns(rule, model, turns, paired=rule.needs_gain)
+    """Scores and credits whole groups as training would, for people to look at.
+
+    The rule's static bounds, where it has them, are to hold ``with_controls(turns, rule.placeholder)``.
+    """
+    n = len(turns.tokens)
+    rows = with_controls(turns, rule.placeholder) if rule.needs_gain else turns
+    scores = update_lib.score_turns(rule, model, rows, paired=rule.needs_gain)
+    noise = _noise(scores.token_gain[n:], jax.tree.map(lambda a: a[n:], rows)) if rule.needs_gain else jnp.float32(0)
+    scores = jax.tree.map(lambda a: a[:n], scores)
     credit, gain, gain_mask, _ = update_lib.credit(rule, scores, turns, key, step)
     token_gain = None if scores.token_gain is None else scores.token_gain[:, 0]
-    return Look(turns, token_gain, gain, gain_mask, credit.advantage)
+    return Look(turns, token_gain, gain, gain_mask, credit.advantage, noise)
+
+
+def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
+    """Returns the rows, and below them controls: the same rows whose runs of feedback begin with the placeholder.
+
+    Of those runs only that beginning counts as feedback, the rest as markup, so a control's counterfactual is the
+    control itself: its gain is 0 but for rounding, which in bfloat16 is the noise floor of the signal. A run that is
+    shorter than the placeholder counts as markup, too.
+
+    Args:
+        turns: N rows.
+        placeholder: K ids.
+
+    Returns:
+        2N rows.
+    """
+    feedback = turns.role == Role.FEEDBACK
+    index = jnp.arange(feedback.shape[1])
+    starts = feedback & ~jnp.pad(feedback[:, :-1], ((0, 0), (1, 0)))
+    start = jax.lax.cummax(jnp.where(starts, index, -1), axis=1)
+    last = jnp.clip(start + len(placeholder) - 1, 0, feedback.shape[1] - 1)
+    run = jnp.where(feedback, jnp.cumsum(starts, axis=1), 0)
+    is_long = jnp.take_along_axis(run, last, axis=1) == run
+    shown = feedback & is_long & (index - start < len(placeholder))
+    told = jnp.asarray([*placeholder, 0], turns.tokens.dtype)[jnp.clip(index - start, 0, len(placeholder))]
+    both = jax.tree.map(lambda a: jnp.concatenate([a, a]), turns)
+    return dataclasses.replace(
+        both,
+        tokens=jnp.concatenate([turns.tokens, jnp.where(shown, told, turns.tokens)]),
+        role=jnp.concatenate(
+            [turns.role, jnp.where(feedback & ~shown, Role.TEMPLATE, turns.role).astype(turns.role.dtype)]
+        ),
+    )
+
+
+def _noise(token_gain, controls):
+    """Returns the mean absolute gain of turns; 0 where there is none."""
+    valid, num_turns = controls.valid[:, None], controls.turn_reward.shape[1]
+    gain, exists = info_gain.info_gain(
+        token_gain, controls.turn, controls.action_mask & valid, controls.feedback_mask & valid, num_turns=num_turns
+    )
+    return masked_mean(jnp.abs(gain), exists)

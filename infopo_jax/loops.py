@@ -60,6 +60,9 @@ class JittedLoop:
         self.rule = dataclasses.replace(
             rule, branch_len=lay.branches(len(rule.placeholder), horizon), target_len=lay.targets
         )
+        self._looks = dataclasses.replace(  # controls keep their feedback
+            self.rule, branch_len=lay.branches(max(lay.feedback, len(rule.placeholder)), horizon)
+        )
         self.env, self.sizes, self.num_seeds = env, sizes, num_seeds
         self._step = jax.jit(self.over_seeds(self.one_step), donate_argnums=0)
         self._evaluate = jax.jit(self.over_seeds(self.one_evaluation))
@@ -126,7 +129,8 @@ class JittedLoop:
         )
         metrics = evaluate_lib.eval_metrics(turns, group_size=size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
-        return metrics, evaluate_lib.look(self.rule, self.rule.model(params), first, key, step)
+        look = evaluate_lib.look(self._looks, self.rule.model(params), first, key, step)
+        return metrics | _noise_of(look, self.rule), look
 
     def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
         """Returns held-out metrics and a ``Look`` (of the first seed)."""
@@ -252,8 +256,11 @@ class HostedLoop:
         turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * self.sizes.group_size], turns)
-        (branch_len, target_len), first = self.ladder.fit(first, self.rule.placeholder, self.rule.horizon)
+        rows = evaluate_lib.with_controls(first, self.rule.placeholder) if self.rule.needs_gain else first
+        (branch_len, target_len), rows = self.ladder.fit(rows, self.rule.placeholder, self.rule.horizon)
+        first = jax.tree.map(lambda a: a[: len(first.outcome)], rows)
         look = self._look(params, first, key, step, branch_len=branch_len, target_len=target_len)
+        metrics = metrics | _noise_of(look, self.rule)
         return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)
 
     def stop(self) -> None:
@@ -292,6 +299,10 @@ class HostedLoop:
     def _look_one(self, params, turns, key, step, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
         return evaluate_lib.look(rule, rule.model(params), turns, key, step)
+
+
+def _noise_of(look, rule):
+    return {'gain_noise': look.gain_noise} if rule.needs_gain else {}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from flax import nnx
 from models import tiny_model
 
 from infopo_jax import estimators, evaluate, score, update as update_lib
+from infopo_jax.types import Role
 
 
 def turns_with(success, valid):
@@ -49,9 +50,44 @@ def test_look_scores_and_credits_as_training_does(estimator):
     look = evaluate.look(rule, model, turns, jax.random.key(0), jnp.int32(0))
     scores = score.score(model, turns, jnp.array([40]), temperature=0.8)
     if estimator == 'infopo':
-        np.testing.assert_allclose(look.token_gain, scores.token_gain[:, 0], atol=1e-6)
+        np.testing.assert_allclose(look.token_gain, scores.token_gain[:, 0], atol=1e-5)
         assert look.gain_mask.any() and (look.gain[~look.gain_mask] == 0).all()
+        assert 0 < look.gain_noise < 1e-6  # of float32
     else:
         assert look.token_gain is None and not look.gain_mask.any()
     assert (look.advantage[~turns.action_mask] == 0).all() and (look.advantage[turns.action_mask] != 0).all()
     assert look.turns is turns
+
+
+@pytest.mark.parametrize('placeholder', [(40,), (40, 41, 42), ()])
+def test_controls_tell_the_placeholder_and_nothing_else(placeholder):
+    turns = builders.random_turns(2, num_turns=(3, 2, 1), feedback=(1, 6))
+    both = evaluate.with_controls(turns, placeholder)
+    plain, control = (jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(0, 3), slice(3, 6)))
+    jax.tree.map(np.testing.assert_array_equal, plain, turns)
+    runs = told = 0
+    for row in range(3):
+        for run in runs_of(turns.role[row] == Role.FEEDBACK):
+            shown = placeholder if len(run) >= len(placeholder) else ()
+            assert tuple(control.tokens[row][run[: len(shown)]]) == shown
+            np.testing.assert_array_equal(control.tokens[row][run[len(shown) :]], turns.tokens[row][run[len(shown) :]])
+            roles = [Role.FEEDBACK] * len(shown) + [Role.TEMPLATE] * (len(run) - len(shown))
+            assert list(control.role[row][run]) == roles
+            runs, told = runs + 1, told + bool(shown)
+    assert runs and (told or not placeholder)
+    others = turns.role != Role.FEEDBACK
+    np.testing.assert_array_equal(control.role[others], turns.role[others])
+    np.testing.assert_array_equal(control.tokens[others], turns.tokens[others])
+    if told:
+        gain = score.score(tiny_model(50), control, jnp.array(placeholder)).token_gain
+        assert (
+            jnp.abs(gain).max()
+            < 1e-5
+            < jnp.abs(score.score(tiny_model(50), turns, jnp.array(placeholder)).token_gain).max()
+        )
+
+
+def runs_of(mask):
+    """Returns the indices of each run of True."""
+    index = np.flatnonzero(mask)
+    return np.split(index, np.flatnonzero(np.diff(index) > 1) + 1) if len(index) else []
