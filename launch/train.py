@@ -15,9 +15,12 @@ Trains an agent by InfoPO: it talks over several turns and learns to ask for wha
   python launch/train.py --config=configs/quickstart.py --config.seed=1 --config.optim.lr=1e-4
   python launch/train.py --config=configs/taubench.py --workdir=runs/mine      # again: resumes
   python launch/train.py --config=configs/taubench.py --config.advantage.estimator=grpo
+  python launch/train.py --config=configs/taubench.py --config.model.path=Qwen/Qwen2.5-7B-Instruct
 
   --config=FILE          a Python file with get_config(); see configs/
-  --config.FIELD=VALUE   sets one of the fields below
+  --config=FILE:SETTING  one of its settings: small (models from random weights), pretrained, paper. Without, what the
+                         fields call for: --config.model.path=FOLDER takes pretrained, --config.env.name=tau2 paper
+  --config.FIELD=VALUE   sets one of the fields below, --FIELD=VALUE too; None takes back what the file sets
   --workdir=FOLDER       metrics, checkpoints and report.html go there; default runs/<config>-<time>.
                          A folder that holds a checkpoint resumes from it.
 
