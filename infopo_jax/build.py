@@ -203,9 +203,9 @@ def count_microbatches(config: Any) -> int:
 def _seats(config) -> tuple[int, int]:
     """Returns how many rollouts are decoded at once, and how many are kept aside on the device."""
     rollouts = config.batch.prompts * config.batch.group_size
-    slots = config.rollout.slots or rollouts
+    slots = min(config.rollout.slots or rollouts, rollouts)
     aside = slots if config.rollout.aside == -1 else config.rollout.aside
-    return slots, max(0, min(aside, rollouts - slots))  # evaluations have groups of their own
+    return slots, min(aside, rollouts - slots)
 
 
 def make_model_config(config: Any, *, vocab_size: int) -> LMConfig:

@@ -104,7 +104,7 @@ def base_config() -> config_dict.ConfigDict:
     c.rollout.max_prompt_tokens = 256  # hosted: a longer prompt is an error that names the task
     c.rollout.max_tokens = 512  # hosted: L, trunk tokens per rollout
     c.rollout.max_bad_actions = 3  # malformed actions in a row that end a rollout with BAD_ACTION
-    c.rollout.slots = 0  # hosted: rows decoded at once; 0 means all rollouts of a step
+    c.rollout.slots = 0  # hosted: rows decoded at once, at most the rollouts of a step; 0 means all of them
     c.rollout.aside = -1  # hosted: rollouts that wait on the device beside the slots, each a row of cache; -1: as many
     c.rollout.chunk = 8  # hosted: decode steps per dispatch
     c.rollout.cache_dtype = config_dict.placeholder(str)  # hosted: of keys and values, 'int8' too; None: model.dtype

@@ -76,7 +76,7 @@ def problems(fields: Fields, *, training: bool = True) -> list[str]:
         training: False leaves out what only an update needs, where a run is merely looked at.
     """
     single = [*_bad_choices(fields), *_bad_ranges(fields)]
-    updates = [_bad_batch, _bad_slots, _bad_rest] if training else []
+    updates = [_bad_batch, _bad_rest] if training else []
     together = (*updates, _bad_model, _bad_mesh, _bad_rollout, _bad_user)
     return single or [line for check in together for line in check(fields)]
 
@@ -128,12 +128,6 @@ def _bad_batch(fields: Fields) -> Iterator[str]:
             'updates.microbatches',
             f'must divide the {rows} rollouts of a minibatch (prompts / minibatches * group_size)',
         )
-
-
-def _bad_slots(fields: Fields) -> Iterator[str]:
-    rollouts = fields['batch.prompts'] * fields['batch.group_size']
-    if fields['env.kind'] == 'hosted' and fields['rollout.slots'] > rollouts:
-        yield _line(fields, 'rollout.slots', f'must be at most the {rollouts} rollouts of a step; 0 means all of them')
 
 
 def _bad_model(fields: Fields) -> Iterator[str]:

@@ -127,7 +127,6 @@ def test_validate_accepts_groups_of_one_that_compare_turns_or_nothing(estimator,
     ('fields', 'words'),
     [
         ({'num_seeds': 2}, ['config.num_seeds = 2', 'jitted']),
-        ({'rollout__slots': 257}, ['config.rollout.slots = 257', '256 rollouts']),
         ({'rollout__max_tokens': 287}, ['config.rollout.max_tokens = 287', '= 288']),
     ],
 )

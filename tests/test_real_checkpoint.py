@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chat_templates import CHATML, QWEN_WORDS
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from checkpoints import save_checkpoint
 
 from infopo_jax import build, config as config_lib, envs, export, train
 from infopo_jax.lm import hf
-from infopo_jax.lm.template import as_function
 
 torch = pytest.importorskip('torch', reason="needs torch: pip install -e '.[parity]'")
 transformers = pytest.importorskip('transformers')
@@ -22,54 +20,9 @@ transformers = pytest.importorskip('transformers')
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def save_tokenizer(path):
-    """Saves a byte-level tokenizer with Qwen2.5's special tokens and the shape of its template."""
-    env = envs.make('retail', level=1)
-    messages, info = env.reset()
-    tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(QWEN_WORDS), behavior='isolated')  # transformers' Qwen2Tokenizer splits so
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True) for token in ('<|endoftext|>', '<|im_start|>', '<|im_end|>')]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1500,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=special,
-        show_progress=False,
-    )
-    blank = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<|im_end|>')
-    blank.chat_template = CHATML
-    rendered = blank.apply_chat_template(messages, tools=[as_function(tool) for tool in info['tools']], tokenize=False)
-    tokenizer.train_from_iterator([*set(env.corpus()), *[rendered] * 50], trainer)
-    tokenizer.add_tokens([AddedToken(word, special=False) for word in ('<tool_call>', '</tool_call>')])
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token='<|im_end|>',
-        pad_token='<|endoftext|>',
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHATML
-    fast.save_pretrained(path)
-    return len(fast)
-
-
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory):
-    """A folder with a random model: rows of the vocabulary beyond the tokenizer, as Qwen2.5 has them."""
-    path = tmp_path_factory.mktemp('qwen')
-    vocab = save_tokenizer(path)
-    torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=vocab + 7, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, rope_theta=1e6, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes))
-    for name, weight in model.named_parameters():  # far from its start, as a trained one is
-        weight.data += 0.2 * torch.randn_like(weight) * (weight.abs().mean() if 'norm' not in name else 1.0)
-    model.save_pretrained(path)
-    return path
+    return save_checkpoint(tmp_path_factory.mktemp('qwen'), envs.make('retail', level=1))
 
 
 def config_of(checkpoint, **fields):

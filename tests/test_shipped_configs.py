@@ -15,6 +15,7 @@ RUNS = {
             'rollout__max_action_tokens': 12, 'rollout__max_feedback_tokens': 64, 'rollout__max_tokens': 512,
         },
     ),
+    'taubench': ('taubench', {}),
     'webshop': ('webshop', {}),
     'colbench': ('colbench', {}),
 }  # fmt: skip

@@ -168,13 +168,16 @@ def test_tau2_plays_telecom_alone_unless_there_is_a_user():
 
 
 def test_missing_package_gives_the_install_command():
-    with pytest.raises(ValueError, match=r"cannot be used: .*No module named.*git clone https.*pip install './tau2-"):
+    with pytest.raises(
+        ValueError, match=r"(?s)cannot be used: .*No module named.*git clone https.*pip install './tau2-"
+    ):
         Tau2(python=interpreter_with(None)).tasks('train')
 
 
 def test_the_index_package_of_that_name_gives_the_install_command(tmp_path):
     python = interpreter_with(tmp_path)
-    with pytest.raises(ValueError, match=r'another package named tau2 is installed there.*not the package tau2 of the'):
+    named = r'(?s)another package named tau2 is installed there.*not the package tau2 of the'
+    with pytest.raises(ValueError, match=named):
         Tau2(python=python).tasks('train')
 
 

@@ -98,7 +98,7 @@ def test_package_truncates_at_the_turn_limit(package):
 
 def test_missing_package_names_the_ways_out(monkeypatch):
     monkeypatch.setitem(sys.modules, 'web_agent_site', None)
-    with pytest.raises(ValueError, match=r'git clone .*--config\.env\.data=http.*--config\.env\.name=webshop'):
+    with pytest.raises(ValueError, match=r'(?s)git clone .*--config\.env\.data=http.*--config\.env\.name=webshop'):
         WebShopServer().tasks('train')
 
 

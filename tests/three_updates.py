@@ -30,17 +30,19 @@ def check_three_updates(name, workdir, **fields):
     config.update_from_flattened_dict(TINY)
     config_lib.validate(config)
     train.main(config, str(workdir))
-    _check_rows(read_jsonl(workdir / 'metrics.jsonl'))
+    check_rows(workdir)
     _check_folder(workdir, config)
 
 
-def _check_rows(rows):
-    """Checks that three updates were made, none of them refused, and that every number is finite."""
+def check_rows(workdir):
+    """Checks that three updates were made, none of them refused, and that every number is finite; returns the rows."""
+    rows = read_jsonl(workdir / 'metrics.jsonl')
     assert [(row['step'], row['phase'][0]) for row in rows] == [(0, 'e'), (1, 't'), (2, 't'), (3, 't'), (3, 'e')]
     for row in rows:
         numbers = [value for name, value in row.items() if name not in ('phase', 'time')]
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in numbers), row
         assert row.get('skipped', 0) == 0 and row['failed'] == 0
+    return rows
 
 
 def _check_folder(workdir, config):

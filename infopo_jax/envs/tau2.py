@@ -22,8 +22,8 @@ from infopo_jax.users import UserFailed
 DOMAINS = ('airline', 'retail', 'telecom', 'telecom-solo')
 _WORKER = pathlib.Path(__file__).with_name('tau2_worker.py')
 _HOW = (
-    'Install: git clone https://github.com/sierra-research/tau2-bench && python3.12 -m venv tau2-venv && '
-    "tau2-venv/bin/pip install './tau2-bench[gym]' (not the package tau2 of the Python index, which is another one); "
+    '\nInstall: git clone https://github.com/sierra-research/tau2-bench && python3.12 -m venv tau2-venv && '
+    "tau2-venv/bin/pip install './tau2-bench[gym]' (not the package tau2 of the Python index, which is another one);\n"
     'then set config.env.python (or TAU2_PYTHON) to tau2-venv/bin/python and config.env.data_dir (or TAU2_DATA_DIR) to '
     'tau2-bench/data'
 )
@@ -202,5 +202,5 @@ class Tau2:
         except RemoteError as error:
             if error.kind in ('ImportError', 'ModuleNotFoundError', 'FileNotFoundError'):
                 first = str(error).partition('\n')[0]
-                raise ValueError(f'tau2-bench cannot be used: {first}. {_HOW}') from error
+                raise ValueError(f'tau2-bench cannot be used: {first}.{_HOW}') from error
             raise

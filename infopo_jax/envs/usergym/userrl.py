@@ -111,6 +111,8 @@ class UserRL(Gymnasium):
             settings['api_key'] = os.environ.get(endpoint['api_key_env'] or '', '').strip() or _NO_KEY
         for name, value in settings.items():
             setattr(config, name, value)
+        if self.gym == 'TauGym' and 'base_url' in settings:
+            config.__post_init__()  # sets the variables OPENAI_API_KEY and OPENAI_BASE_URL, all that its client reads
         self._key = str(getattr(config, 'api_key', None) or '')
         return config
 

@@ -15,8 +15,8 @@ from infopo_jax.envs.webshop.site import Site
 NUM_TEST, FIRST_TRAIN = 500, 1500
 NUM_GOALS = 12_087  # human instructions with all products
 _INSTALL = (
-    'WebShop is not importable ({}). Install it (Java, Python 3.8-3.10 pins, and its data): git clone '
-    'https://github.com/princeton-nlp/WebShop && cd WebShop && ./setup.sh -d all, then put that folder on PYTHONPATH; '
+    'WebShop is not importable ({}).\nInstall it (Java, Python 3.8-3.10 pins, and its data): git clone '
+    'https://github.com/princeton-nlp/WebShop && cd WebShop && ./setup.sh -d all, then put that folder on PYTHONPATH;\n'
     'or run its server and name it: --config.env.data=http://127.0.0.1:3000; or take the shop that needs nothing: '
     '--config.env.name=webshop'
 )
