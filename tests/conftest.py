@@ -12,9 +12,9 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICK]).st
 
 # Files that take longest stand in front: at the end they would keep one process busy while the other idles.
 LONGEST = (
-    'test_sharding', 'test_shipped_configs', 'test_train', 'test_train_failures', 'test_real_environments', 'test_loops',
-    'test_policy_user_runs', 'test_failing_endpoint', 'test_launch_evaluate', 'test_readme', 'test_notebooks', 'test_usergym_runs',
-    'test_score', 'test_evaluate', 'test_generate', 'test_slots', 'test_hosted',
+    'test_sharding', 'test_shipped_configs', 'test_train', 'test_train_failures', 'test_real_environments',
+    'test_loops', 'test_policy_user_runs', 'test_failing_endpoint', 'test_launch_evaluate', 'test_readme',
+    'test_notebooks', 'test_usergym_runs', 'test_score', 'test_evaluate', 'test_generate', 'test_slots', 'test_hosted',
 )  # fmt: skip
 
 
