@@ -37,5 +37,5 @@ def test_paper_setting_is_the_papers():
     assert (config.env.turn_limit, config.info.weight, config.info.gate_temperature) == (16, 0.5, 0.5 / 3)
     assert (config.info.baseline, config.info.norm, config.info.std_floor) == ('group', 'token', 0.0)
     assert config.info.downscale and not config.info.mask_errors  # as in the released code
-    with pytest.raises(ValueError, match='the setting must be one of small, paper'):
+    with pytest.raises(ValueError, match='the setting must be one of small, pretrained, paper'):
         runpy.run_path(str(ROOT / 'configs' / 'usergym.py'))['get_config']('large')
