@@ -4,6 +4,7 @@ The checks before absl parses anything exist for the person who mistypes: they n
 and the nearest name, in a few lines and before JAX is imported.
 """
 
+import itertools
 import linecache
 import os
 import pathlib
@@ -180,7 +181,7 @@ def _with_setting(path: str, choose: Callable[[dict[str, str]], str | None] | No
     """Returns FILE:SETTING for FILE where its ``setting_for`` calls for one, given the fields that are set."""
     if choose is None or ':' in path:
         return path
-    pairs = zip(arguments, [*arguments[1:], ''], strict=True)  # a value may stand apart from its flag
+    pairs = itertools.pairwise([*arguments, ''])  # a value may stand apart from its flag
     setting = choose({_field(flag)[0]: _field(flag)[1] or value for flag, value in pairs if not _unsets(flag)})
     if setting is None:
         return path

@@ -80,6 +80,7 @@ def test_run_takes_fields_without_the_prefix_and_takes_values_back(launch):
         ('taubench', ['--config.env.name=tau2', '--config.env.domain=telecom', '--config.env.solo=True'], 'paper'),
         ('taubench', ['--config.env.name', 'tau2', '--config.user.model=gpt-4o-mini'], 'paper'),
         ('taubench', ['--model.path=somewhere'], 'pretrained'),
+        ('taubench', [], 'small'),
         ('taubench', ['--config.env.level=2', '--config.model.path=None'], 'small'),
         ('usergym', ['--config.env.gym=FunctionGym'], 'paper'),
         ('usergym', ['--config.env.gym=travel', '--config.model.path=somewhere'], 'pretrained'),
