@@ -195,7 +195,7 @@ def count_rows(config: Any, sizes: loops.Sizes, *, training: bool = True) -> dic
 
 def count_microbatches(config: Any) -> int:
     """Returns in how many parts the gradient of a minibatch is added up; 0 in the config leaves it to us."""
-    rows = config.batch.prompts // config.updates.minibatches * config.batch.group_size
+    rows = max(1, config.batch.prompts // config.updates.minibatches * config.batch.group_size)  # evaluations take any
     wanted = config.updates.microbatches
     return wanted or next(parts for parts in range(-(-rows // MICROBATCH), rows + 1) if rows % parts == 0)
 

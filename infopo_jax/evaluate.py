@@ -37,24 +37,26 @@ def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
 def look(rule: update_lib.UpdateRule, model: Any, turns: Turns, key: jax.Array, step: jax.Array) -> Look:
     """Scores and credits whole groups as training would, for people to look at.
 
-    The rule's static bounds, where it has them, are to hold ``with_controls(turns, rule.placeholder)``.
+    The rule's static bounds are to hold ``with_controls(turns, rule.placeholder)`` where it needs gains.
     """
-    n = len(turns.tokens)
-    rows = with_controls(turns, rule.placeholder) if rule.needs_gain else turns
-    scores = update_lib.score_turns(rule, model, rows, paired=rule.needs_gain)
-    noise = _noise(scores.token_gain[n:], jax.tree.map(lambda a: a[n:], rows)) if rule.needs_gain else jnp.float32(0)
-    scores = jax.tree.map(lambda a: a[:n], scores)
+    if rule.needs_gain:
+        rows = jax.tree.map(lambda a: a.reshape(2, -1, *a.shape[1:]), with_controls(turns, rule.placeholder))
+        both = jax.lax.map(lambda part: update_lib.score_turns(rule, model, part, paired=True), rows)
+        scores, controls = (jax.tree.map(lambda a, i=i: a[i], both) for i in range(2))
+        noise = _noise(controls.token_gain, jax.tree.map(lambda a: a[1], rows))
+    else:
+        scores, noise = update_lib.score_turns(rule, model, turns, paired=False), jnp.float32(0)
     credit, gain, gain_mask, _ = update_lib.credit(rule, scores, turns, key, step)
     token_gain = None if scores.token_gain is None else scores.token_gain[:, 0]
     return Look(turns, token_gain, gain, gain_mask, credit.advantage, noise)
 
 
 def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
-    """Returns the rows, and below them controls: the same rows whose runs of feedback begin with the placeholder.
+    """Returns the rows, and below them controls: the same rows, in which feedback begins with the placeholder.
 
-    Of those runs only that beginning counts as feedback, the rest as markup, so a control's counterfactual is the
-    control itself: its gain is 0 but for rounding, which in bfloat16 is the noise floor of the signal. A run that is
-    shorter than the placeholder counts as markup, too.
+    Of all feedback only that beginning, in the first run that has room for it, counts as such and the rest as markup,
+    so a control's counterfactual is the control itself: its gain is 0 but for rounding, which in bfloat16 is the noise
+    floor of the signal. One run a row, so that branches take no more room than those of the rows above.
 
     Args:
         turns: N rows.
@@ -70,7 +72,8 @@ def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
     last = jnp.clip(start + len(placeholder) - 1, 0, feedback.shape[1] - 1)
     run = jnp.where(feedback, jnp.cumsum(starts, axis=1), 0)
     is_long = jnp.take_along_axis(run, last, axis=1) == run
-    shown = feedback & is_long & (index - start < len(placeholder))
+    is_first = jnp.cumsum(starts & is_long, axis=1) == 1
+    shown = feedback & is_long & is_first & (index - start < len(placeholder))
     told = jnp.asarray([*placeholder, 0], turns.tokens.dtype)[jnp.clip(index - start, 0, len(placeholder))]
     both = jax.tree.map(lambda a: jnp.concatenate([a, a]), turns)
     return dataclasses.replace(

@@ -195,7 +195,7 @@ def _warm_start(config, loop, state, key, terminated):
             f'warm start {done}/{warm.steps}  loss {loss:.3f} nats per token  {seconds:.0f} s  eta {left:.0f} s',
             flush=True,
         )
-        if terminated.asked:
+        if terminated.asked and done < warm.steps:  # else it is kept, as of step 0
             raise loops.Stopped
 
     keys = loop.over_seeds(lambda k: jax.random.fold_in(k, build.WARM_START))(key)

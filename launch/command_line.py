@@ -4,7 +4,6 @@ The checks before absl parses anything exist for the person who mistypes: they n
 and the nearest name, in a few lines and before JAX is imported.
 """
 
-import itertools
 import linecache
 import os
 import pathlib
@@ -89,7 +88,7 @@ def parse(argv: list[str]) -> tuple[config_dict.ConfigDict, str]:
         UsageError: a missing or broken config file, an unknown flag or field, or a value of the wrong type.
     """
     path, arguments = _split_config(argv[1:])
-    arguments = [full_name(argument) for argument in arguments]
+    arguments = _joined([full_name(argument) for argument in arguments])
     module = _check_file(path)
     _check_names(arguments)
     path = _with_setting(path, module.get('setting_for'), arguments)
@@ -171,6 +170,19 @@ def full_name(argument: str) -> str:
     return f'--config.{argument.lstrip("-")}' if known else argument
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """Returns --config.FIELD=VALUE for --config.FIELD VALUE, and of several values of a field the last."""
+    types, words, last = config_lib.field_types(), iter(arguments), {}
+    for number, word in enumerate(words):
+        field = _field(word)[0] if word.startswith('-') else ''
+        if field in types and '=' not in word and types[field] is not bool:
+            word = f'{word}={next(words, "")}'
+        key = field if field in types else number
+        last.pop(key, None)
+        last[key] = word
+    return list(last.values())
+
+
 def _unsets(argument: str) -> bool:
     """Says whether an argument takes back what a config file sets: --config.env.level=None."""
     field, value = _field(argument)
@@ -181,8 +193,8 @@ def _with_setting(path: str, choose: Callable[[dict[str, str]], str | None] | No
     """Returns FILE:SETTING for FILE where its ``setting_for`` calls for one, given the fields that are set."""
     if choose is None or ':' in path:
         return path
-    pairs = itertools.pairwise([*arguments, ''])  # a value may stand apart from its flag
-    setting = choose({_field(flag)[0]: _field(flag)[1] or value for flag, value in pairs if not _unsets(flag)})
+    fields = dict(map(_field, arguments))
+    setting = choose({field: value for field, value in fields.items() if value != 'None'})
     if setting is None:
         return path
     print(f'--config={path}:{setting}, for the fields that are set', file=sys.stderr)

@@ -46,6 +46,7 @@ def test_look_scores_and_credits_as_training_does(estimator):
     rule = update_lib.UpdateRule(
         graphdef=nnx.split(model)[0], optimizer=optax.sgd(1.0), estimator=estimators.get(estimator),
         hyper={'info_weight': 0.5}, needs_gain=estimator == 'infopo', group_size=2, placeholder=(40,), temperature=0.8,
+        branch_len=64, target_len=32,
     )  # fmt: skip
     look = evaluate.look(rule, model, turns, jax.random.key(0), jnp.int32(0))
     scores = score.score(model, turns, jnp.array([40]), temperature=0.8)
@@ -67,8 +68,10 @@ def test_controls_tell_the_placeholder_and_nothing_else(placeholder):
     jax.tree.map(np.testing.assert_array_equal, plain, turns)
     runs = told = 0
     for row in range(3):
+        rest = placeholder
         for run in runs_of(turns.role[row] == Role.FEEDBACK):
-            shown = placeholder if len(run) >= len(placeholder) else ()
+            shown = rest if len(run) >= len(placeholder) else ()
+            rest = () if shown else rest
             assert tuple(control.tokens[row][run[: len(shown)]]) == shown
             np.testing.assert_array_equal(control.tokens[row][run[len(shown) :]], turns.tokens[row][run[len(shown) :]])
             roles = [Role.FEEDBACK] * len(shown) + [Role.TEMPLATE] * (len(run) - len(shown))

@@ -69,8 +69,9 @@ def test_run_passes_an_argument_to_get_config(launch, tmp_path):
 def test_run_takes_fields_without_the_prefix_and_takes_values_back(launch):
     config = launch(TAUBENCH, '--optim.lr=0.5', '--steps', '3', '--config.model.max_vocab=400')[3][0][0]
     assert (config.optim.lr, config.steps, config.model.max_vocab) == (0.5, 3, 400)
-    taken = launch(TAUBENCH, '--config.env.level=2', '--config.env.level=None', '--env.user_style=None')[3][0][0]
+    taken = launch(TAUBENCH, '--config.env.level=2', '--config.env.level', 'None', '--env.user_style=None')[3][0][0]
     assert taken.env.level is None and taken.env.user_style is None
+    assert launch(TAUBENCH, '--config.env.level=None', '--env.level', '3')[3][0][0].env.level == 3  # the last holds
     assert launch(TAUBENCH, '--config.steps=None')[0] == 2  # only what may be unset
 
 
@@ -81,7 +82,8 @@ def test_run_takes_fields_without_the_prefix_and_takes_values_back(launch):
         ('taubench', ['--config.env.name', 'tau2', '--config.user.model=gpt-4o-mini'], 'paper'),
         ('taubench', ['--model.path=somewhere'], 'pretrained'),
         ('taubench', [], 'small'),
-        ('taubench', ['--config.env.level=2', '--config.model.path=None'], 'small'),
+        ('taubench', ['--config.env.level=2', '--model.path=x', '--config.model.path=None'], 'small'),
+        ('taubench', ['--model.path', 'somewhere', '--noconfig.log.tensorboard'], 'pretrained'),
         ('usergym', ['--config.env.gym=FunctionGym'], 'paper'),
         ('usergym', ['--config.env.gym=travel', '--config.model.path=somewhere'], 'pretrained'),
         ('colbench', ['--config.env.data=x', '--config.user.model=gpt-4o-mini'], 'paper'),

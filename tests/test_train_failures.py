@@ -106,6 +106,7 @@ def test_termination_in_the_warm_start_keeps_nothing_and_says_so(config, loop, t
     def asked(params, key, *, progress, **settings):
         train.signal.raise_signal(train.signal.SIGTERM)
         progress(1, 0.5)
+        raise AssertionError('it goes on')
 
     monkeypatch.setattr(loop[0], 'warm_start', asked)
     assert train.main(config, tmp_path) == {} and train.Checkpointer(tmp_path).steps() == []
