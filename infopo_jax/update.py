@@ -106,8 +106,10 @@ def update(
         batch = Batch(turns)
         state, metrics = _apply(rule, state, batch, estimate_key)
     else:
-        first = _score_batch if rule.needs_scores else _credit_batch
-        batch, metrics = first(rule, rule.model(state.weights), turns, estimate_key, state.step)
+        if rule.needs_scores:
+            batch, metrics = _score_batch(rule, rule.model(state.weights), turns, estimate_key, state.step)
+        else:
+            batch, metrics = _credit_batch(rule, turns, estimate_key, state.step)
         state, more = _passes(rule, state, batch, order_key)
         metrics = metrics | more
     metrics = metrics | metrics_lib.rollout_metrics(turns)
@@ -196,9 +198,8 @@ def _score_batch(rule, model, turns, key, step):
     return Batch(turns, advantage=out.advantage, loss_mask=out.loss_mask, old_logp=scores.logp, weight=weight), metrics
 
 
-def _credit_batch(rule, model, turns, key, step):
+def _credit_batch(rule, turns, key, step):
     """Credit that no score decides; the update's own passes give old_logp, as the policy is the one that sampled."""
-    del model
     out, _, _, metrics = credit(rule, None, turns, key, step)
     return Batch(turns, advantage=out.advantage, loss_mask=out.loss_mask), metrics
 
