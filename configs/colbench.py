@@ -60,6 +60,7 @@ def _small(config):
 
 def _pretrained(config):
     presets.pretrained(config)
+    config.env.level = 2
     config.env.brief = False
     return config
 

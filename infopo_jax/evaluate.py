@@ -21,7 +21,7 @@ class Look:
     gain: jax.Array  # [N, T]
     gain_mask: jax.Array  # [N, T]
     advantage: jax.Array  # [N, L]
-    gain_noise: jax.Array  # [] nats per token, mean absolute gain where it should be 0; see with_controls
+    gain_noise: jax.Array  # [] nats per token, mean absolute gain of controls (with_controls); NaN: there are none
 
 
 def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
@@ -45,9 +45,9 @@ def look(rule: update_lib.UpdateRule, model: Any, turns: Turns, key: jax.Array, 
         scores, controls = (jax.tree.map(lambda a, i=i: a[i], both) for i in range(2))
         noise = _noise(controls.token_gain, jax.tree.map(lambda a: a[1], rows))
     else:
-        scores, noise = update_lib.score_turns(rule, model, turns, paired=False), jnp.float32(0)
+        scores, noise = None, jnp.float32(jnp.nan)  # credit reads none
     credit, gain, gain_mask, _ = update_lib.credit(rule, scores, turns, key, step)
-    token_gain = None if scores.token_gain is None else scores.token_gain[:, 0]
+    token_gain = None if scores is None else scores.token_gain[:, 0]
     return Look(turns, token_gain, gain, gain_mask, credit.advantage, noise)
 
 
@@ -56,7 +56,7 @@ def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
 
     Of all feedback only that beginning, in the first run that has room for it, counts as such and the rest as markup,
     so a control's counterfactual is the control itself: its gain is 0 but for rounding, which in bfloat16 is the noise
-    floor of the signal. One run a row, so that branches take no more room than those of the rows above.
+    floor of the signal. One run a row, so that the branches of long answers do not add up.
 
     Args:
         turns: N rows.
@@ -86,9 +86,9 @@ def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
 
 
 def _noise(token_gain, controls):
-    """Returns the mean absolute gain of turns; 0 where there is none."""
+    """Returns the mean absolute gain of turns; NaN where no run of feedback has room for the placeholder."""
     valid, num_turns = controls.valid[:, None], controls.turn_reward.shape[1]
     gain, exists = info_gain.info_gain(
         token_gain, controls.turn, controls.action_mask & valid, controls.feedback_mask & valid, num_turns=num_turns
     )
-    return masked_mean(jnp.abs(gain), exists)
+    return jnp.where(jnp.any(exists), masked_mean(jnp.abs(gain), exists), jnp.nan)

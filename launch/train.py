@@ -18,8 +18,8 @@ Trains an agent by InfoPO: it talks over several turns and learns to ask for wha
   python launch/train.py --config=configs/taubench.py --config.model.path=Qwen/Qwen2.5-7B-Instruct
 
   --config=FILE          a Python file with get_config(); see configs/
-  --config=FILE:SETTING  one of its settings: small (models from random weights), pretrained, paper. Without, what the
-                         fields call for: --config.model.path=FOLDER takes pretrained, --config.env.name=tau2 paper
+  --config=FILE:SETTING  one of its settings, see its head: small (models from random weights), pretrained, paper.
+                         Without, what the fields call for: of taubench.py --config.model.path=FOLDER takes pretrained
   --config.FIELD=VALUE   sets one of the fields below, --FIELD=VALUE too; None takes back what the file sets
   --workdir=FOLDER       metrics, checkpoints and report.html go there; default runs/<config>-<time>.
                          A folder that holds a checkpoint resumes from it.
