@@ -23,7 +23,7 @@ def choose(config: config_dict.ConfigDict, setting: str, **settings: Setting) ->
 def paper(config: config_dict.ConfigDict) -> None:
     """Sets what the released code (arXiv 2603.00656) has in common on its three benchmarks, for a pretrained model.
 
-    The model's dtype and recomputation, slots and chunks are ours, so that a 7B model fits, as is the size of microbatches.
+    The model's dtype and recomputation, microbatches, slots and chunks are ours, so that a 7B model fits.
     """
     config.batch.group_size = 5
     config.info.std_floor = 0.0
