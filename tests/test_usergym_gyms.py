@@ -15,7 +15,8 @@ def test_intention_pays_by_importance():
     assert messages[1]['content'] == 'Please plan a wedding.'
     text, info = say(env, 'action', 'Which GUESTS, and which date?')
     assert 'ten' in text and 'monday' not in text and not info['is_error']
-    assert say(env, 'action', 'What else?')[1]['is_error']
+    assert say(env, 'action', 'What else?')[1] == {'is_error': True, 'malformed': False}  # a move, which helps nobody
+    assert env.step('What else?')[4] == {'is_error': True}
     for answer, outcome in (('garden', 1.0), ('ten jazz', 1.1), ('garden ten jazz', 2.1), ('garden castle ten', 0.7)):
         env, _ = start('intention', puzzle, level=2)
         info = say(env, 'answer', answer)[1]

@@ -69,12 +69,19 @@ def test_step_pays_at_the_purchase():
         env.step('click[Buy Now]')
 
 
-@pytest.mark.parametrize('text', ['', 'buy', 'click[nothing]', 'search[]', 'search[ ]', 'ask[color]', 'click[Buy Now]'])
-def test_step_answers_what_does_nothing_with_an_error(text):
+@pytest.mark.parametrize(
+    ('text', 'is_action'),
+    [
+        ('', False), ('buy', False), ('ask[color]', False),
+        ('click[nothing]', True), ('search[]', True), ('search[ ]', True), ('click[Buy Now]', True),
+    ],
+)  # fmt: skip
+def test_step_answers_what_does_nothing_with_an_error(text, is_action):
     env = WebShop()
     env.reset()
     [message], earned, terminated, truncated, info = env.step(text)
-    assert message['content'].startswith('Error: ') and info == {'is_error': True}
+    assert message['content'].startswith('Error: ')
+    assert info == {'is_error': True} | ({'malformed': False} if is_action else {})
     assert (earned, terminated, truncated) == (0.0, False, False)
 
 

@@ -78,7 +78,7 @@ def test_package_is_played_and_loaded_once(package):
         [message], *_, info = env.step('search[shirt]')
         assert message['content'] == 'page results\nAvailable actions: click[back to search], click[b001]'
         [message], *_, info = env.step('click[buy now]')
-        assert message['content'].startswith('Error: ') and info == {'is_error': True}
+        assert message['content'].startswith('Error: ') and info == {'is_error': True, 'malformed': False}
         env.step('<think>that one</think>click[B001]')
         _, earned, terminated, _, info = env.step('click[Buy Now]')
         assert (earned, terminated) == (0.75, True) and info == {'is_error': False, 'success': False, 'outcome': 0.75}
@@ -188,7 +188,8 @@ def test_server_is_played_by_its_pages(address, choose, wanted):
         'Available actions: click[back to search], click[b001]'
     )
     [message], *_, info = env.step('search[again]')
-    assert info == {'is_error': True}
+    assert info == {'is_error': True, 'malformed': False}
+    assert env.step('again')[4] == {'is_error': True}
     [message], *_ = env.step('click[B001]')
     assert message['content'].endswith('Available actions: click[< prev], click[red], click[buy now]')
     if choose:

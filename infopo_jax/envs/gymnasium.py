@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from infopo_jax.envs.text import Message
+from infopo_jax.envs.text import Message, step_info
 from infopo_jax.envs.tools import parse, render
 
 _TEST_SHARE = 4  # training seeds for one test seed
@@ -105,9 +105,7 @@ class Gymnasium:
         self._total += reward
         terminated, success = self._verdict(bool(terminated), bool(truncated), theirs)
         truncated = not terminated and (bool(truncated) or self._num_turns >= self.max_turns)
-        info = {'is_error': self._is_error(content, theirs)}
-        if info['is_error'] and not error:
-            info['malformed'] = False
+        info = step_info(is_error=self._is_error(content, theirs), is_malformed=bool(error))
         if terminated or truncated:
             info |= {'success': terminated and success, 'outcome': self._total}
             self.close()

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from infopo_jax.envs.remote import RemoteEnv, RemoteError, RemoteTimeout
-from infopo_jax.envs.text import Message
+from infopo_jax.envs.text import Message, step_info
 from infopo_jax.envs.tools import Action, parse
 from infopo_jax.users import UserFailed
 
@@ -183,7 +183,7 @@ class Tau2:
         messages = [{'role': answer['role'], 'content': answer['content']}]
         ended, reason = answer['terminated'], answer.get('reason', 'max_turns')
         truncated = reason in ('max_steps', 'timeout') if ended else self._num_turns >= self.max_turns
-        info: dict[str, Any] = {'is_error': is_error} | ({'malformed': False} if is_error and not is_malformed else {})
+        info = step_info(is_error=is_error, is_malformed=is_malformed)
         reward = 0.0
         if ended or truncated:
             reward = float(answer.get('reward', 0.0))

@@ -30,7 +30,7 @@ STYLES: dict[str, Style] = {
     'terse': Style(terse=True),
     'verbose': Style(
         chatter=(
-            'I hope that this helps you, and I thank you for taking the time.',
+            'I hope that this helps you, and I thank you in advance.',
             'My neighbour told me that you are very good at this, by the way.',
             'To be honest I had hoped to have this over and done with by now.',
             'Tell me if that is not clear, I tend to explain things badly.',

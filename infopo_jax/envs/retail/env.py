@@ -8,7 +8,7 @@ from infopo_jax.envs.retail.policy import policy
 from infopo_jax.envs.retail.tasks import LEVELS, goals, make
 from infopo_jax.envs.retail.tools import SCHEMAS, execute
 from infopo_jax.envs.retail.user import User as ScriptedUser
-from infopo_jax.envs.text import Message
+from infopo_jax.envs.text import Message, step_info
 from infopo_jax.envs.tools import Action, parse
 from infopo_jax.users import User
 from infopo_jax.users.styles import check_style
@@ -111,7 +111,7 @@ class Retail:
         self._messages += [{'role': 'assistant', 'content': text}, *messages]
         terminated = self._user.done
         truncated = not terminated and self._num_turns >= self.max_turns
-        info = {'is_error': is_error} | ({'malformed': False} if is_error and not action.error else {})
+        info = step_info(is_error=is_error, is_malformed=bool(action.error))
         reward = 0.0
         if terminated or truncated:
             success = terminated and self._user.content and self._db == self._gold
@@ -153,7 +153,7 @@ class Retail:
             ValueError: no episode is running.
         """
         self._check_running()
-        return teach.random_action(rng, rng.choice(teach.KINDS[self.level]), teach.known(self._messages))
+        return teach.random_action(rng, rng.choice(teach.KINDS[self.level]), teach.known_values(self._messages))
 
     def corpus(self) -> list[str]:
         """Returns texts on which a tokenizer is trained, from training tasks only."""

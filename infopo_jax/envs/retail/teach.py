@@ -68,7 +68,7 @@ def values(message: Message, previous: str = '') -> list[tuple[str, str]]:
     return found
 
 
-def known(messages: list[Message]) -> dict[str, list[str]]:
+def known_values(messages: list[Message]) -> dict[str, list[str]]:
     """Returns the values that a talk makes known, by argument."""
     found: dict[str, list[str]] = {}
     action = ''
@@ -76,9 +76,13 @@ def known(messages: list[Message]) -> dict[str, list[str]]:
         if message['role'] == 'assistant':
             action = message['content']
         elif message['role'] != 'system':
-            for argument, value in values(message, action):
-                found.setdefault(argument, []).append(value)
+            _note(found, values(message, action))
     return found
+
+
+def _note(known: dict[str, list[str]], pairs: list[tuple[str, str]]) -> None:
+    for argument, value in pairs:
+        known.setdefault(argument, []).append(value)
 
 
 def random_action(rng: random.Random, kind: str, known: dict[str, list[str]]) -> str:
@@ -156,8 +160,7 @@ def _history(env: 'Retail', rng: random.Random) -> tuple[list[Message], dict[str
             answer = [message | {'content': env.placeholder} for message in answer]
         else:
             missing -= learnt
-            for argument, value in pairs:
-                known.setdefault(argument, []).append(value)
+            _note(known, pairs)
         messages += [{'role': 'assistant', 'content': action}, *answer]
     return messages, known
 

@@ -9,7 +9,7 @@ import functools
 import random
 from typing import Any, ClassVar
 
-from infopo_jax.envs.text import Message
+from infopo_jax.envs.text import Message, step_info
 from infopo_jax.envs.tools import parse
 from infopo_jax.envs.usergym import teach
 from infopo_jax.envs.usergym.moves import FINISH, TOOL, Move, Reply, refuse, schema, written
@@ -147,11 +147,11 @@ class Gym(abc.ABC):
         if not self.running:
             raise ValueError('no episode is running: call reset first')
         self.num_turns += 1
-        reply = self._answer(text)
+        reply, is_malformed = self._answer(text)
         self.notes |= reply.notes
         terminated = reply.score is not None
         truncated = not terminated and self.num_turns >= self.max_turns
-        info, reward = {'is_error': reply.is_error}, 0.0
+        info, reward = step_info(is_error=reply.is_error, is_malformed=is_malformed), 0.0
         if terminated or truncated:
             success = terminated and reply.score == 1.0
             gained = reply.score if self.reward == 'share' else float(success)
@@ -169,13 +169,14 @@ class Gym(abc.ABC):
         evasion = self.manner.evade()
         return Reply(self.manner.say(text, value), notes=notes) if evasion is None else Reply(evasion)
 
-    def _answer(self, text: str) -> Reply:
+    def _answer(self, text: str) -> tuple[Reply, bool]:
+        """Returns the reply, and whether the text was no move at all."""
         action = parse(text, [self.schema])
         if action.error or action.name is None:
-            return refuse(action.error or f'call the tool {TOOL}')
+            return refuse(action.error or f'call the tool {TOOL}'), True
         if action.arguments['choice'] == FINISH:
-            return Reply('The session is over.', score=self.partial())
-        return self.reply(action.arguments['choice'], action.arguments.get('content', ''))
+            return Reply('The session is over.', score=self.partial()), False
+        return self.reply(action.arguments['choice'], action.arguments.get('content', '')), False
 
     # Reference players, and what a model from random weights is taught.
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 
-from infopo_jax.envs.text import Message
+from infopo_jax.envs.text import Message, step_info
 from infopo_jax.envs.webshop import catalog, pages
 from infopo_jax.envs.webshop.catalog import Product
 from infopo_jax.envs.webshop.goals import FEATURE, LEVELS, PRICE, goals, reward
@@ -109,10 +109,11 @@ class WebShop:
         if self._visit is None:
             raise ValueError('no episode is running: call reset first')
         self._num_turns += 1
-        content, is_error = self._answer(text)
+        action = self._parse(text)
+        content, is_error = self._answer(action)
         terminated = self._visit.bought
         truncated = not terminated and self._num_turns >= self.max_turns
-        earned, info = 0.0, {'is_error': is_error}
+        earned, info = 0.0, step_info(is_error=is_error, is_malformed=action is None)
         if terminated or truncated:
             earned = reward(self._goal, self._visit.product, self._visit.options) if terminated else 0.0
             info |= {'success': earned == 1.0, 'outcome': earned}
@@ -187,10 +188,14 @@ class WebShop:
             if not env.step(target)[4].get('success'):
                 return history, target
 
-    def _answer(self, text: str) -> tuple[str, bool]:
-        """Returns what the agent reads next, and whether it is an error message."""
+    def _parse(self, text: str) -> tuple[str, str] | None:
+        """Returns verb and argument of the action in a text, None if it holds none that the shop knows."""
         action = pages.parse(text)
-        if action is None or (action[0] == 'ask' and not self.num_hidden):
+        return None if action is not None and action[0] == 'ask' and not self.num_hidden else action
+
+    def _answer(self, action: tuple[str, str] | None) -> tuple[str, bool]:
+        """Returns what the agent reads next, and whether it is an error message."""
+        if action is None:
             return 'Error: write search[keywords] or click[something on the page].', True
         verb, argument = action
         if verb == 'ask':

@@ -6,7 +6,7 @@ import random
 import uuid
 from typing import Any
 
-from infopo_jax.envs.text import Message
+from infopo_jax.envs.text import Message, step_info
 from infopo_jax.envs.webshop import pages
 from infopo_jax.envs.webshop.env import RULES
 from infopo_jax.envs.webshop.site import Site
@@ -92,7 +92,8 @@ class WebShopServer:
         if not self._running:
             raise ValueError('no episode is running: call reset first')
         self._num_turns += 1
-        verb, argument = pages.parse(text) or ('', '')
+        action = pages.parse(text)
+        verb, argument = action or ('', '')
         can_search, clickables = self._shop.actions()
         is_error = not (verb == 'search' and argument and can_search) and not (
             verb == 'click' and argument in clickables
@@ -105,7 +106,7 @@ class WebShopServer:
             content = self._view(page)
         terminated = earned is not None
         truncated = not terminated and self._num_turns >= self.max_turns
-        outcome, info = float(earned or 0.0), {'is_error': is_error}
+        outcome, info = float(earned or 0.0), step_info(is_error=is_error, is_malformed=action is None)
         if terminated or truncated:
             info |= {'success': outcome == 1.0, 'outcome': outcome}
             self._running = False
