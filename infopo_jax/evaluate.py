@@ -34,29 +34,40 @@ def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
     return metrics_lib.rollout_metrics(turns) | {f'pass_{group_size}': masked_mean(success, valid).astype(jnp.float32)}
 
 
-def look(rule: update_lib.UpdateRule, model: Any, turns: Turns, key: jax.Array, step: jax.Array) -> Look:
+def look(rule: update_lib.UpdateRule, model: Any, rows: Turns, key: jax.Array, step: jax.Array) -> Look:
     """Scores and credits whole groups as training would, for people to look at.
 
-    The rule's static bounds are to hold ``with_controls(turns, rule.placeholder)`` where it needs gains.
+    Args:
+        rule: of training; its static bounds hold the branches of all rows.
+        model: scores.
+        rows: ``rows_of_look`` of N rollouts.
+        key: of the credit.
+        step: of the run.
     """
     if rule.needs_gain:
-        rows = jax.tree.map(lambda a: a.reshape(2, -1, *a.shape[1:]), with_controls(turns, rule.placeholder))
-        both = jax.lax.map(lambda part: update_lib.score_turns(rule, model, part, paired=True), rows)
-        scores, controls = (jax.tree.map(lambda a, i=i: a[i], both) for i in range(2))
-        noise = _noise(controls.token_gain, jax.tree.map(lambda a: a[1], rows))
+        parts = jax.tree.map(lambda a: a.reshape(2, -1, *a.shape[1:]), rows)
+        both = jax.lax.map(lambda part: update_lib.score_turns(rule, model, part, paired=True), parts)
+        turns, scores = jax.tree.map(lambda a: a[0], (parts, both))
+        controls, blank = jax.tree.map(lambda a: a[1], (parts, both))
+        noise = _noise(blank.token_gain, controls)
     else:
-        scores, noise = None, jnp.float32(jnp.nan)  # credit reads none
+        turns, scores, noise = rows, None, jnp.float32(jnp.nan)  # credit reads no scores
     credit, gain, gain_mask, _ = update_lib.credit(rule, scores, turns, key, step)
     token_gain = None if scores is None else scores.token_gain[:, 0]
     return Look(turns, token_gain, gain, gain_mask, credit.advantage, noise)
 
 
+def rows_of_look(rule: update_lib.UpdateRule, turns: Turns) -> Turns:
+    """Returns what ``look`` takes: the rollouts, and below them their controls where the rule needs gains."""
+    return with_controls(turns, rule.placeholder) if rule.needs_gain else turns
+
+
 def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
     """Returns the rows, and below them controls: the same rows, in which feedback begins with the placeholder.
 
-    Of all feedback only that beginning, in the first run that has room for it, counts as such and the rest as markup,
-    so a control's counterfactual is the control itself: its gain is 0 but for rounding, which in bfloat16 is the noise
-    floor of the signal. One run a row, so that the branches of long answers do not add up.
+    Of all feedback only that beginning, in one run, counts as such and the rest as markup, so that a control's
+    counterfactual is the control itself: its gain is 0 but for rounding, which in bfloat16 is the noise floor of the
+    signal. Of the runs that have room for the placeholder it is the shortest, as its branch is, of those the first.
 
     Args:
         turns: N rows.
@@ -66,14 +77,14 @@ def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
         2N rows.
     """
     feedback = turns.role == Role.FEEDBACK
-    index = jnp.arange(feedback.shape[1])
+    length = feedback.shape[1]
+    index = jnp.arange(length)
     starts = feedback & ~jnp.pad(feedback[:, :-1], ((0, 0), (1, 0)))
     start = jax.lax.cummax(jnp.where(starts, index, -1), axis=1)
-    last = jnp.clip(start + len(placeholder) - 1, 0, feedback.shape[1] - 1)
-    run = jnp.where(feedback, jnp.cumsum(starts, axis=1), 0)
-    is_long = jnp.take_along_axis(run, last, axis=1) == run
-    is_first = jnp.cumsum(starts & is_long, axis=1) == 1
-    shown = feedback & is_long & is_first & (index - start < len(placeholder))
+    end = jax.lax.cummin(jnp.where(feedback, length, index), axis=1, reverse=True)
+    size = jnp.where(feedback & (end - start >= len(placeholder)), end - start, length + 1)
+    chosen = jnp.argmin(size, axis=1, keepdims=True)  # the first token of a run, if any has room
+    shown = (size <= length) & (start == chosen) & (index - start < len(placeholder))
     told = jnp.asarray([*placeholder, 0], turns.tokens.dtype)[jnp.clip(index - start, 0, len(placeholder))]
     both = jax.tree.map(lambda a: jnp.concatenate([a, a]), turns)
     return dataclasses.replace(

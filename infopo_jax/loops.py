@@ -129,7 +129,8 @@ class JittedLoop:
         )
         metrics = evaluate_lib.eval_metrics(turns, group_size=size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
-        look = evaluate_lib.look(self._looks, self.rule.model(params), first, key, step)
+        rows = evaluate_lib.rows_of_look(self.rule, first)
+        look = evaluate_lib.look(self._looks, self.rule.model(params), rows, key, step)
         return metrics | _noise_of(look, self.rule), look
 
     def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
@@ -256,10 +257,9 @@ class HostedLoop:
         turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * self.sizes.group_size], turns)
-        rows = evaluate_lib.with_controls(first, self.rule.placeholder) if self.rule.needs_gain else first
+        rows = evaluate_lib.rows_of_look(self.rule, first)
         (branch_len, target_len), rows = self.ladder.fit(rows, self.rule.placeholder, self.rule.horizon)
-        first = jax.tree.map(lambda a: a[: len(first.outcome)], rows)
-        look = self._look(params, first, key, step, branch_len=branch_len, target_len=target_len)
+        look = self._look(params, rows, key, step, branch_len=branch_len, target_len=target_len)
         metrics = metrics | _noise_of(look, self.rule)
         return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)
 
@@ -281,14 +281,14 @@ class HostedLoop:
         with _published(self.user, params, reference):
             size = self.sizes.group_size
             dialogues, clock = self.engine.rollout(params, key, tasks, group_size=size, seed=seed, **draw)
-        if clock.failures:
-            print(f'{len(clock.failures)} rollouts failed; the first: {clock.failures[0]}', file=sys.stderr, flush=True)
         failed = [d for d in dialogues if not d.valid]
         if len(failed) > self.max_failed_fraction * len(dialogues):
             raise hosted.RolloutsFailed(
                 f'{len(failed)} of {len(dialogues)} rollouts failed, more than config.rollout.max_failed_fraction = '
                 f'{self.max_failed_fraction}; the first, task {failed[0].task!r}: {failed[0].error_text}'
             )
+        if clock.failures:
+            print(f'{len(clock.failures)} rollouts failed; the first: {clock.failures[0]}', file=sys.stderr, flush=True)
         limits = self.engine.limits
         return batches.to_turns(dialogues, limits.max_tokens, limits.max_turns), clock
 
@@ -296,9 +296,9 @@ class HostedLoop:
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
         return update_lib.update(rule, state, turns, key)
 
-    def _look_one(self, params, turns, key, step, *, branch_len, target_len):
+    def _look_one(self, params, rows, key, step, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
-        return evaluate_lib.look(rule, rule.model(params), turns, key, step)
+        return evaluate_lib.look(rule, rule.model(params), rows, key, step)
 
 
 def _noise_of(look, rule):

@@ -114,7 +114,8 @@ def look_at(name, model, estimator='infopo', **overrides):
     def run(params, key):
         model = nnx.merge(graphdef, params)
         turns = jitted.rollout(model, env, key, num_prompts=16, group_size=2)
-        return evaluate.look(loop.rule, model, turns, key, jnp.int32(0))
+        rule = loop._looks
+        return evaluate.look(rule, model, evaluate.rows_of_look(rule, turns), key, jnp.int32(0))
 
     graphdef, params = nnx.split(model)
     return jax.device_get(run(params, jax.random.key(0)))
