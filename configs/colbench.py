@@ -55,14 +55,12 @@ def _small(config):
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
-    return config
 
 
 def _pretrained(config):
     presets.pretrained(config)
     config.env.level = 2
     config.env.brief = False
-    return config
 
 
 def _paper(config):
@@ -77,4 +75,3 @@ def _paper(config):
 
     config.info.gate_temperature = 0.5
     config.optim.lr = 3e-7
-    return config

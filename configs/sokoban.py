@@ -46,7 +46,6 @@ def _small(config):
     config.model.rope_theta = 100.0  # contexts of 80 tokens
     config.warmstart.steps = 600
     config.warmstart.lr = 5e-3
-    return config
 
 
 def _paper(config):
@@ -64,4 +63,3 @@ def _paper(config):
     config.rollout.max_feedback_tokens = 128
     config.rollout.max_tokens = 3072
     config.optim.lr = 1e-6
-    return config

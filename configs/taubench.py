@@ -55,13 +55,11 @@ def _small(config):
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
-    return config
 
 
 def _pretrained(config):
     presets.pretrained(config)
     config.env.brief = False
-    return config
 
 
 def _paper(config):
@@ -76,4 +74,3 @@ def _paper(config):
 
     config.info.gate_temperature = 0.05
     config.optim.lr = 1e-6
-    return config

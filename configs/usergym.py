@@ -54,7 +54,6 @@ def _small(config):
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
-    return config
 
 
 def _paper(config):
@@ -70,4 +69,3 @@ def _paper(config):
 
     config.info.gate_temperature = 0.5 / 3.0  # 0.5 on the outcomes themselves, whose range is 3 in IntentionGym
     config.optim.lr = 3e-7
-    return config

@@ -56,7 +56,6 @@ def _small(config):
     config.warmstart.batch = 64
     config.warmstart.lr = 5e-3
     config.eval.interval = 25
-    return config
 
 
 def _paper(config):
@@ -67,4 +66,3 @@ def _paper(config):
     config.rollout.max_prompt_tokens = 1024
     config.rollout.max_feedback_tokens = 1024
     config.rollout.max_tokens = 1024 + 11264
-    return config

@@ -18,7 +18,7 @@ from infopo_jax.rollout.hosted import HostedRollout
 from infopo_jax.state import TrainState, fresh_state
 
 INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
-MICROBATCH = 8  # most rollouts of one, where the config leaves their number to us
+MICROBATCH = 8  # most rollouts of one, or one per device, where the config leaves their number to us
 
 
 def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
@@ -168,17 +168,19 @@ def make_mesh(config: Any, sizes: loops.Sizes, *, training: bool = True) -> jax.
             'front of every weight and row, which is not divided; set config.mesh.data, fsdp and tensor to 1, or start '
             'a run per seed'
         )
-    sharding.check_rows(mesh, count_rows(config, sizes, training=training))
+    sharding.check_rows(mesh, count_rows(config, sizes, mesh, training=training))
     return mesh
 
 
-def count_rows(config: Any, sizes: loops.Sizes, *, training: bool = True) -> dict[str, int]:
+def count_rows(
+    config: Any, sizes: loops.Sizes, mesh: jax.sharding.Mesh | None = None, *, training: bool = True
+) -> dict[str, int]:
     """Returns how many rows each program of a run divides over its mesh, by what they are; see ``make_mesh``."""
     prompts, group, updates = sizes.num_prompts, sizes.group_size, config.updates
     rows = {}
     if training:
         how = 'batch.prompts / updates.minibatches * batch.group_size / updates.microbatches'
-        parts = count_microbatches(config)
+        parts = count_microbatches(config, mesh)
         numbers = f'{prompts} / {updates.minibatches} * {group} / {parts}'
         count = prompts // updates.minibatches * group // parts
         rows[f'rollouts of a microbatch ({how} = {numbers})'] = count
@@ -193,11 +195,19 @@ def count_rows(config: Any, sizes: loops.Sizes, *, training: bool = True) -> dic
     return rows
 
 
-def count_microbatches(config: Any) -> int:
-    """Returns in how many parts the gradient of a minibatch is added up; 0 in the config leaves it to us."""
+def count_microbatches(config: Any, mesh: jax.sharding.Mesh | None = None) -> int:
+    """Returns in how many parts the gradient of a minibatch is added up; 0 in the config leaves it to us.
+
+    Ours are as few as make parts of MICROBATCH rollouts, or of one per device, at most; parts that the mesh divides are
+    preferred.
+    """
+    if config.updates.microbatches:
+        return config.updates.microbatches
     rows = max(1, config.batch.prompts // config.updates.minibatches * config.batch.group_size)  # evaluations take any
-    wanted = config.updates.microbatches
-    return wanted or next(parts for parts in range(-(-rows // MICROBATCH), rows + 1) if rows % parts == 0)
+    shards = sharding.row_shards(mesh)
+    fewest = -(-rows // max(MICROBATCH, shards))
+    fit = [parts for parts in range(fewest, rows + 1) if rows % parts == 0]
+    return next((parts for parts in fit if rows // parts % shards == 0), fit[0])
 
 
 def _seats(config) -> tuple[int, int]:
@@ -267,7 +277,7 @@ def make_rule(
         importance_cap=updates.importance_cap,
         epochs=updates.epochs,
         minibatches=updates.minibatches,
-        microbatches=count_microbatches(config),
+        microbatches=count_microbatches(config, mesh),
         mesh=mesh,
         base_graphdef=graph_of(lora.base_of(model_config)) if config.lora.rank else None,
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import config_dict
 
-Setting = Callable[[config_dict.ConfigDict], config_dict.ConfigDict]
+Setting = Callable[[config_dict.ConfigDict], None]  # edits
 
 
 def choose(config: config_dict.ConfigDict, setting: str, **settings: Setting) -> config_dict.ConfigDict:
@@ -17,7 +17,8 @@ def choose(config: config_dict.ConfigDict, setting: str, **settings: Setting) ->
     """
     if setting not in settings:
         raise ValueError(f'--config=...py:{setting}: the setting must be one of {", ".join(settings)}')
-    return settings[setting](config)
+    settings[setting](config)
+    return config
 
 
 def paper(config: config_dict.ConfigDict) -> None:
@@ -45,12 +46,11 @@ def paper(config: config_dict.ConfigDict) -> None:
     config.rollout.chunk = 32
 
 
-def pretrained(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
-    """Returns the config with ``paper``'s settings and room for a checkpoint's own words, in an embedded world."""
+def pretrained(config: config_dict.ConfigDict) -> None:
+    """Sets what ``paper`` does, and room for a checkpoint's own words in an embedded world."""
     paper(config)
     config.batch.prompts = 16
     config.rollout.max_prompt_tokens = 2048
     config.rollout.max_feedback_tokens = 512
     config.rollout.max_tokens = 2048 + 6144
     config.optim.lr = 1e-6
-    return config

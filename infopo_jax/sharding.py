@@ -113,6 +113,11 @@ def check_model(mesh: AnyMesh, config: LMConfig) -> None:
         raise ValueError('\n'.join(problems))
 
 
+def row_shards(mesh: AnyMesh | None) -> int:
+    """Returns in how many parts rows are divided."""
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in ROWS)
+
+
 def check_rows(mesh: AnyMesh, counts: Mapping[str, int]) -> None:
     """Checks that rows can be divided over data and fsdp.
 
@@ -123,7 +128,7 @@ def check_rows(mesh: AnyMesh, counts: Mapping[str, int]) -> None:
         ValueError: a line for each count that does not fit, with the numbers.
     """
     sizes = {name: mesh.shape[name] for name in ROWS}
-    shards = math.prod(sizes.values())
+    shards = row_shards(mesh)
     problems = [
         f'{_product(sizes)} = {shards} does not divide the {count} {what}'
         for what, count in counts.items()
@@ -289,7 +294,7 @@ def _is_row(leaf, index):
 
 
 def _divides(mesh: Mesh, count: int) -> bool:
-    return count % math.prod(mesh.shape[name] for name in ROWS) == 0
+    return count % row_shards(mesh) == 0
 
 
 def _constrain(leaf: Any, mesh: Mesh, axes: Sequence[Any]) -> Any:

@@ -165,9 +165,12 @@ def _field(argument: str) -> tuple[str, str]:
 
 def full_name(argument: str) -> str:
     """Returns --config.model.path=... for --model.path=..., and anything else as it is."""
-    name = argument.lstrip('-').partition('=')[0]
-    known = argument.startswith('-') and name in config_lib.field_types()
-    return f'--config.{argument.lstrip("-")}' if known else argument
+    types, short = config_lib.field_types(), argument.lstrip('-')
+    if not argument.startswith('-'):
+        return argument
+    if short.startswith('no') and types.get(short[2:]) is bool:
+        return f'--noconfig.{short[2:]}'
+    return f'--config.{short}' if short.partition('=')[0] in types else argument
 
 
 def _joined(arguments: list[str]) -> list[str]:

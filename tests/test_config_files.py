@@ -82,3 +82,15 @@ def test_rows_of_settings_for_checkpoints_fit_the_devices(path, setting, num_dev
     rows = build.count_rows(config, build.make_sizes(config))
     assert len(rows) >= 3
     sharding.check_rows(AbstractMesh((1, num_devices, 1), sharding.AXES), rows)  # raises what does not fit
+
+
+@pytest.mark.parametrize(
+    ('prompts', 'devices', 'parts'),
+    [(4, 1, 2), (4, 4, 3), (16, 16, 3), (16, 12, 4), (4, 5, 2)],  # of 3 rollouts each; 5 divides no part
+)
+def test_microbatches_left_to_us_are_divided_by_the_mesh(prompts, devices, parts):
+    config = config_lib.base_config()
+    config.batch.prompts, config.batch.group_size, config.updates.microbatches = prompts, 3, 0
+    assert build.count_microbatches(config, AbstractMesh((1, devices, 1), sharding.AXES)) == parts
+    config.updates.microbatches = 1
+    assert build.count_microbatches(config, AbstractMesh((1, devices, 1), sharding.AXES)) == 1

@@ -69,6 +69,7 @@ def test_run_passes_an_argument_to_get_config(launch, tmp_path):
 def test_run_takes_fields_without_the_prefix_and_takes_values_back(launch):
     config = launch(TAUBENCH, '--optim.lr=0.5', '--steps', '3', '--config.model.max_vocab=400')[3][0][0]
     assert (config.optim.lr, config.steps, config.model.max_vocab) == (0.5, 3, 400)
+    assert launch(TAUBENCH, '--nolog.tensorboard')[3][0][0].log.tensorboard is False
     taken = launch(TAUBENCH, '--config.env.level=2', '--config.env.level', 'None', '--env.user_style=None')[3][0][0]
     assert taken.env.level is None and taken.env.user_style is None
     assert launch(TAUBENCH, '--config.env.level=None', '--env.level', '3')[3][0][0].env.level == 3  # the last holds
@@ -107,6 +108,7 @@ def test_fields_call_for_the_setting_that_has_room_for_them(launch, name, argume
         ([QUICK, '--config.optim.lrr=1'], ['config.optim.lrr=1', 'did you mean --config.optim.lr?']),
         ([QUICK, '--config.group_size=4'], ['did you mean --config.batch.group_size?']),
         ([QUICK, '--config.optim=1'], ['group of fields', '--config.optim.lr']),
+        ([QUICK, '--nolog.tensorbord'], ['did you mean --config.log.tensorboard?']),
         ([QUICK, '--lr=1'], ['--lr=1', 'did you mean --config.optim.lr?']),
         ([QUICK, '--workdri=x'], ['did you mean --workdir?']),
         ([QUICK, 'stray'], ["'stray'"]),
