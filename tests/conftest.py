@@ -3,15 +3,12 @@
 import gc
 import importlib.metadata
 import os
-import platform
 
 QUICK = [
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
     '--xla_cpu_parallel_codegen_split_count=1',  # the other core has a process of its own
 ]
-if platform.machine() in ('x86_64', 'AMD64'):
-    QUICK.append('--xla_cpu_max_isa=SSE4_2')  # short vectors compile faster than long ones
 if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones do not know it, and end the process over it
     QUICK.append('--xla_cpu_use_fusion_emitters=false')  # a training step compiles in a third of the time
 
