@@ -8,6 +8,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import command_line
 
+from infopo_jax import runtime
+
 USAGE = """
 Trains an agent by InfoPO: it talks over several turns and learns to ask for what it needs, then to act.
 
@@ -36,4 +38,5 @@ def main(config, workdir: str) -> None:
 
 
 if __name__ == '__main__':
+    runtime.use_huge_pages()
     sys.exit(command_line.run(main, sys.argv, usage=USAGE))

@@ -1,6 +1,7 @@
 """The command line: help that suffices, and errors that name the fix in a few lines."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -233,3 +234,49 @@ def test_enable_compilation_cache_keeps_programs_on_disk(tmp_path):
         done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True)
         assert (done.stdout, done.stderr) == ('2\n', '')
     assert list((tmp_path / 'cache').iterdir())
+
+
+SHOW = 'import os, sys; from infopo_jax import runtime; runtime.use_huge_pages(); print(os.getpid(), sys.argv[1:], '
+SHOW += "os.environ.get('GLIBC_TUNABLES'))"
+
+
+@pytest.mark.parametrize(
+    ('set_before', 'now'),
+    [
+        (None, 'glibc.malloc.hugetlb=1'),
+        ('glibc.malloc.check=0', 'glibc.malloc.check=0:glibc.malloc.hugetlb=1'),
+        ('glibc.malloc.hugetlb=0', 'glibc.malloc.hugetlb=0'),
+    ],
+)
+def test_use_huge_pages_starts_the_script_anew_with_its_arguments_where_it_helps(set_before, now):
+    env = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
+    env |= {} if set_before is None else {'GLIBC_TUNABLES': set_before}
+    process = subprocess.Popen(
+        [sys.executable, '-c', SHOW, 'a b', '--c=1'], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    )
+    out, _ = process.communicate(timeout=60)
+    now = now if runtime._can_use_huge_pages() else set_before
+    assert out.strip() == f"{process.pid} ['a b', '--c=1'] {now}"
+
+
+@pytest.mark.parametrize(
+    ('libc', 'pages', 'can'),
+    [
+        ('glibc 2.36', 'always [madvise] never', True),
+        ('glibc 2.35', 'always [madvise] never', True),
+        ('glibc 2.34', 'always [madvise] never', False),
+        ('glibc 2.4', 'always [madvise] never', False),
+        (None, 'always [madvise] never', False),
+        ('glibc 2.36', '[always] madvise never', False),  # all have them
+        ('glibc 2.36', 'always madvise [never]', False),
+        ('glibc 2.36', None, False),
+    ],
+)
+def test_huge_pages_are_asked_for_where_linux_gives_them_on_demand(libc, pages, can, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    monkeypatch.setattr(os, 'confstr_names', {'CS_GNU_LIBC_VERSION': 2})
+    monkeypatch.setattr(os, 'confstr', lambda name: libc)
+    monkeypatch.setattr(runtime, 'THP', tmp_path / 'enabled')
+    if pages is not None:
+        runtime.THP.write_text(pages)
+    assert runtime._can_use_huge_pages() == can
