@@ -12,7 +12,7 @@ from infopo_jax.config import base_config
 def get_config():
     """Returns the quickstart run."""
     config = base_config()
-    config.steps = 220
+    config.steps = 200
 
     config.env.name = 'intent'
     config.env.kind = 'jitted'
@@ -26,6 +26,6 @@ def get_config():
     config.loss.kl_coef = 0.01
     config.optim.lr = 1e-3
     config.model.rope_theta = 100.0  # contexts of 60 tokens
-    config.warmstart.steps = 700
+    config.warmstart.steps = 600
     config.warmstart.lr = 5e-3
     return config
