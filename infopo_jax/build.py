@@ -18,7 +18,7 @@ from infopo_jax.rollout.hosted import HostedRollout
 from infopo_jax.state import TrainState, fresh_state
 
 INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
-MICROBATCH = 8  # most rollouts of one, or one per device, where the config leaves their number to us
+MICROBATCH = 8  # most rollouts of one, where the config leaves their number to us; on large meshes one a row shard
 
 
 def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
@@ -173,7 +173,7 @@ def make_mesh(config: Any, sizes: loops.Sizes, *, training: bool = True) -> jax.
 
 
 def count_rows(
-    config: Any, sizes: loops.Sizes, mesh: jax.sharding.Mesh | None = None, *, training: bool = True
+    config: Any, sizes: loops.Sizes, mesh: sharding.AnyMesh | None, *, training: bool = True
 ) -> dict[str, int]:
     """Returns how many rows each program of a run divides over its mesh, by what they are; see ``make_mesh``."""
     prompts, group, updates = sizes.num_prompts, sizes.group_size, config.updates
@@ -195,11 +195,11 @@ def count_rows(
     return rows
 
 
-def count_microbatches(config: Any, mesh: jax.sharding.Mesh | None = None) -> int:
+def count_microbatches(config: Any, mesh: sharding.AnyMesh | None) -> int:
     """Returns in how many parts the gradient of a minibatch is added up; 0 in the config leaves it to us.
 
-    Ours are as few as make parts of MICROBATCH rollouts, or of one per device, at most; parts that the mesh divides are
-    preferred.
+    Ours are as few as make parts of at most MICROBATCH rollouts, or of one for each of the parts that the mesh divides
+    rows in; parts that it divides are preferred.
     """
     if config.updates.microbatches:
         return config.updates.microbatches

@@ -139,7 +139,7 @@ def base_config() -> config_dict.ConfigDict:
     c.updates = config_dict.ConfigDict()  # (a ConfigDict's own method takes the name 'update')
     c.updates.epochs = 1  # passes over a batch
     c.updates.minibatches = 1  # whole groups each
-    c.updates.microbatches = 1  # gradient accumulation; 0: parts of at most 8 rollouts, or of one per device
+    c.updates.microbatches = 1  # gradient accumulation; 0: parts of at most 8 rollouts, or of mesh.data * mesh.fsdp
     c.updates.importance_cap = 0.0  # truncated importance weights against sampler mismatch; 0 is off
     c.updates.max_bad_updates = 10  # non-finite updates in a row that stop the run
 

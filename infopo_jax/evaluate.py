@@ -21,7 +21,7 @@ class Look:
     gain: jax.Array  # [N, T]
     gain_mask: jax.Array  # [N, T]
     advantage: jax.Array  # [N, L]
-    gain_noise: jax.Array  # [] nats per token, mean absolute gain of controls (with_controls); NaN: there are none
+    gain_noise: jax.Array  # [] nats per token, mean absolute gain of controls (controls_of); NaN: there are none
 
 
 def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
@@ -34,65 +34,59 @@ def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
     return metrics_lib.rollout_metrics(turns) | {f'pass_{group_size}': masked_mean(success, valid).astype(jnp.float32)}
 
 
-def look(rule: update_lib.UpdateRule, model: Any, rows: Turns, key: jax.Array, step: jax.Array) -> Look:
+def look(
+    rule: update_lib.UpdateRule, model: Any, turns: Turns, controls: Turns | None, key: jax.Array, step: jax.Array
+) -> Look:
     """Scores and credits whole groups as training would, for people to look at.
 
     Args:
-        rule: of training; its static bounds hold the branches of all rows.
-        model: scores.
-        rows: ``rows_of_look`` of N rollouts.
+        rule: of training; its static bounds hold the branches of ``turns`` and of ``controls``.
+        model: the policy, a ``lm.transformer.Transformer``.
+        turns: N rollouts, whole groups.
+        controls: [N] ``controls_of(turns, rule.placeholder)``; None where the rule needs no gain.
         key: of the credit.
-        step: of the run.
+        step: [] int32, training steps done.
     """
+    scores, noise = None, jnp.float32(jnp.nan)  # credit without gains reads no scores
     if rule.needs_gain:
-        parts = jax.tree.map(lambda a: a.reshape(2, -1, *a.shape[1:]), rows)
-        both = jax.lax.map(lambda part: update_lib.score_turns(rule, model, part, paired=True), parts)
-        turns, scores = jax.tree.map(lambda a: a[0], (parts, both))
-        controls, blank = jax.tree.map(lambda a: a[1], (parts, both))
-        noise = _noise(blank.token_gain, controls)
-    else:
-        turns, scores, noise = rows, None, jnp.float32(jnp.nan)  # credit reads no scores
+        both = jax.tree.map(lambda *a: jnp.stack(a), turns, controls)
+        both = jax.lax.map(lambda rows: update_lib.score_turns(rule, model, rows, paired=True), both)
+        scores, control_scores = (jax.tree.map(lambda a, i=i: a[i], both) for i in range(2))
+        noise = _noise(control_scores.token_gain, controls)
     credit, gain, gain_mask, _ = update_lib.credit(rule, scores, turns, key, step)
     token_gain = None if scores is None else scores.token_gain[:, 0]
     return Look(turns, token_gain, gain, gain_mask, credit.advantage, noise)
 
 
-def rows_of_look(rule: update_lib.UpdateRule, turns: Turns) -> Turns:
-    """Returns what ``look`` takes: the rollouts, and below them their controls where the rule needs gains."""
-    return with_controls(turns, rule.placeholder) if rule.needs_gain else turns
+def controls_of(turns: Turns, placeholder: Sequence[int]) -> Turns:
+    """Returns rows whose gain is 0 but for rounding: in bfloat16, the noise floor of the signal.
 
-
-def with_controls(turns: Turns, placeholder: Sequence[int]) -> Turns:
-    """Returns the rows, and below them controls: the same rows, in which feedback begins with the placeholder.
-
-    Of all feedback only that beginning, in one run, counts as such and the rest as markup, so that a control's
-    counterfactual is the control itself: its gain is 0 but for rounding, which in bfloat16 is the noise floor of the
-    signal. Of the runs that have room for the placeholder it is the shortest, as its branch is, of those the first.
+    One message of a row begins with the placeholder, and only that beginning counts as feedback, all the rest as
+    markup: its counterfactual is the row itself. Of the messages that have room for the placeholder it is one of the
+    turn with the shortest answer, all of which stands in the branch; of those the first.
 
     Args:
         turns: N rows.
         placeholder: K ids.
 
     Returns:
-        2N rows.
+        N rows.
     """
     feedback = turns.role == Role.FEEDBACK
     length = feedback.shape[1]
-    index = jnp.arange(length)
+    index, row = jnp.arange(length), jnp.arange(len(feedback))[:, None]
     starts = feedback & ~jnp.pad(feedback[:, :-1], ((0, 0), (1, 0)))
     start = jax.lax.cummax(jnp.where(starts, index, -1), axis=1)
     end = jax.lax.cummin(jnp.where(feedback, length, index), axis=1, reverse=True)
-    size = jnp.where(feedback & (end - start >= len(placeholder)), end - start, length + 1)
-    chosen = jnp.argmin(size, axis=1, keepdims=True)  # the first token of a run, if any has room
-    shown = (size <= length) & (start == chosen) & (index - start < len(placeholder))
+    has_room = feedback & (end - start >= len(placeholder))
+    answers = jnp.zeros((len(feedback), turns.turn_reward.shape[1] + 1), jnp.int32).at[row, turns.turn].add(feedback)
+    chosen = jnp.argmin(jnp.where(has_room, answers[row, turns.turn], length + 1), axis=1, keepdims=True)
+    shown = has_room & (start == chosen) & (index - start < len(placeholder))
     told = jnp.asarray([*placeholder, 0], turns.tokens.dtype)[jnp.clip(index - start, 0, len(placeholder))]
-    both = jax.tree.map(lambda a: jnp.concatenate([a, a]), turns)
     return dataclasses.replace(
-        both,
-        tokens=jnp.concatenate([turns.tokens, jnp.where(shown, told, turns.tokens)]),
-        role=jnp.concatenate(
-            [turns.role, jnp.where(feedback & ~shown, Role.TEMPLATE, turns.role).astype(turns.role.dtype)]
-        ),
+        turns,
+        tokens=jnp.where(shown, told, turns.tokens),
+        role=jnp.where(feedback & ~shown, Role.TEMPLATE, turns.role).astype(turns.role.dtype),
     )
 
 

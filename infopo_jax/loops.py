@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from infopo_jax import evaluate as evaluate_lib, sharding, update as update_lib, warmstart
@@ -129,8 +130,8 @@ class JittedLoop:
         )
         metrics = evaluate_lib.eval_metrics(turns, group_size=size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
-        rows = evaluate_lib.rows_of_look(self.rule, first)
-        look = evaluate_lib.look(self._looks, self.rule.model(params), rows, key, step)
+        controls = evaluate_lib.controls_of(first, self.rule.placeholder) if self.rule.needs_gain else None
+        look = evaluate_lib.look(self._looks, self.rule.model(params), first, controls, key, step)
         return metrics | _noise_of(look, self.rule), look
 
     def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
@@ -257,9 +258,13 @@ class HostedLoop:
         turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * self.sizes.group_size], turns)
-        rows = evaluate_lib.rows_of_look(self.rule, first)
+        parts = [first, evaluate_lib.controls_of(first, self.rule.placeholder)] if self.rule.needs_gain else [first]
+        rows = jax.tree.map(lambda *a: np.concatenate(a), *parts)  # both in one shape
         (branch_len, target_len), rows = self.ladder.fit(rows, self.rule.placeholder, self.rule.horizon)
-        look = self._look(params, rows, key, step, branch_len=branch_len, target_len=target_len)
+        size = len(first.outcome)
+        first, controls = (jax.tree.map(lambda a, part=part: a[part], rows) for part in (np.s_[:size], np.s_[size:]))
+        controls = controls if self.rule.needs_gain else None
+        look = self._look(params, first, controls, key, step, branch_len=branch_len, target_len=target_len)
         metrics = metrics | _noise_of(look, self.rule)
         return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)
 
@@ -296,9 +301,9 @@ class HostedLoop:
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
         return update_lib.update(rule, state, turns, key)
 
-    def _look_one(self, params, rows, key, step, *, branch_len, target_len):
+    def _look_one(self, params, turns, controls, key, step, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
-        return evaluate_lib.look(rule, rule.model(params), rows, key, step)
+        return evaluate_lib.look(rule, rule.model(params), turns, controls, key, step)
 
 
 def _noise_of(look, rule):

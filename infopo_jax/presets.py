@@ -40,7 +40,7 @@ def paper(config: config_dict.ConfigDict) -> None:
 
     config.model.dtype = 'bfloat16'
     config.model.remat = True
-    config.updates.microbatches = 0  # of 8 rollouts, which 1, 2, 4 or 8 devices divide
+    config.updates.microbatches = 0  # of 8 rollouts, or as many as the mesh divides rows in
     config.rollout.max_action_tokens = 1024
     config.rollout.slots = 32
     config.rollout.chunk = 32

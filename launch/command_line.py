@@ -164,10 +164,10 @@ def _field(argument: str) -> tuple[str, str]:
 
 
 def full_name(argument: str) -> str:
-    """Returns --config.model.path=... for --model.path=..., and anything else as it is."""
-    types, short = config_lib.field_types(), argument.lstrip('-')
+    """Returns --config.FIELD=... for --FIELD=..., --noconfig.FIELD for --noFIELD, and anything else as it is."""
     if not argument.startswith('-'):
         return argument
+    types, short = config_lib.field_types(), argument.lstrip('-')
     if short.startswith('no') and types.get(short[2:]) is bool:
         return f'--noconfig.{short[2:]}'
     return f'--config.{short}' if short.partition('=')[0] in types else argument
@@ -260,7 +260,8 @@ def _check_names(arguments: list[str]) -> None:
         if is_field and members:
             raise UsageError(f'--{name} is a group of fields; set one of --config.{", --config.".join(members)}')
         near = config_lib.nearest(field, ['workdir', *types])
-        guess = near if near == 'workdir' else f'config.{near}'
+        prefix = 'noconfig' if name.startswith('no') and types.get(near) is bool else 'config'
+        guess = near if near == 'workdir' else f'{prefix}.{near}'
         shown = f'--{name}={value}' if value else f'--{name}'
         raise UsageError(f'{shown}: no such {"field" if is_field else "flag"}, did you mean --{guess}?')
 

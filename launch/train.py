@@ -22,11 +22,13 @@ Trains an agent by InfoPO: it talks over several turns and learns to ask for wha
   --config=FILE          a Python file with get_config(); see configs/
   --config=FILE:SETTING  one of its settings, see its head: small (models from random weights), pretrained, paper.
                          Without, what the fields call for: of taubench.py --config.model.path=FOLDER takes pretrained
-  --config.FIELD=VALUE   sets one of the fields below, --FIELD=VALUE too; None takes back what the file sets
+  --config.FIELD=VALUE   sets one of the fields below, --FIELD=VALUE too; None takes back what the file sets.
+                         --noFIELD is --FIELD=false
   --workdir=FOLDER       metrics, checkpoints and report.html go there; default runs/<config>-<time>.
                          A folder that holds a checkpoint resumes from it.
 
 INFOPO_JAX_CACHE=off keeps compiled programs off the disk; a path there names another folder for them.
+On Linux the script asks for huge pages, which CPUs are faster with; GLIBC_TUNABLES=glibc.malloc.hugetlb=0 declines.
 """
 
 

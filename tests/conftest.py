@@ -4,6 +4,8 @@ import gc
 import importlib.metadata
 import os
 
+import pytest
+
 QUICK = [
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
@@ -25,6 +27,7 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
     """Takes what a file leaves behind out of garbage collection: programs that JAX keeps, gigabytes of objects."""
     if nextitem is None or nextitem.path != item.path:

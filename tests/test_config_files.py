@@ -79,9 +79,10 @@ def test_head_names_fields_that_exist(path):
 )
 def test_rows_of_settings_for_checkpoints_fit_the_devices(path, setting, num_devices):
     config = load(path, setting)
-    rows = build.count_rows(config, build.make_sizes(config))
+    mesh = AbstractMesh((1, num_devices, 1), sharding.AXES)
+    rows = build.count_rows(config, build.make_sizes(config), mesh)
     assert len(rows) >= 3
-    sharding.check_rows(AbstractMesh((1, num_devices, 1), sharding.AXES), rows)  # raises what does not fit
+    sharding.check_rows(mesh, rows)  # raises what does not fit
 
 
 @pytest.mark.parametrize(

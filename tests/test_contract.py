@@ -5,6 +5,7 @@ from chat_templates import tokenizer_of
 from dialogues import ROOMY, begin, feed, say, utter
 from talk import Colour
 
+from infopo_jax.envs.text import step_info
 from infopo_jax.lm.chat import Chat
 from infopo_jax.types import EndReason
 
@@ -25,6 +26,14 @@ class Breaks(Colour):
 
 def ended(outcome):
     return 'nothing', 0.5, True, False, {'success': True, 'outcome': outcome}
+
+
+@pytest.mark.parametrize('is_malformed', [False, True])
+@pytest.mark.parametrize('is_error', [False, True])
+def test_step_info_says_what_counts_towards_max_bad_actions(is_error, is_malformed):
+    info = step_info(is_error=is_error, is_malformed=is_malformed)
+    assert (info['is_error'], info.get('malformed', info['is_error'])) == (is_error, is_malformed)
+    assert ('malformed' in info) == (is_error != is_malformed)
 
 
 @pytest.mark.parametrize(

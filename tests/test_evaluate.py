@@ -48,7 +48,8 @@ def test_look_scores_and_credits_as_training_does(estimator):
         hyper={'info_weight': 0.5}, needs_gain=estimator == 'infopo', group_size=2, placeholder=(40,), temperature=0.8,
         branch_len=64, target_len=32,
     )  # fmt: skip
-    look = evaluate.look(rule, model, evaluate.rows_of_look(rule, turns), jax.random.key(0), jnp.int32(0))
+    controls = evaluate.controls_of(turns, (40,)) if rule.needs_gain else None
+    look = evaluate.look(rule, model, turns, controls, jax.random.key(0), jnp.int32(0))
     scores = score.score(model, turns, jnp.array([40]), temperature=0.8)
     if estimator == 'infopo':
         np.testing.assert_allclose(look.token_gain, scores.token_gain[:, 0], atol=1e-5)
@@ -57,19 +58,19 @@ def test_look_scores_and_credits_as_training_does(estimator):
     else:
         assert look.token_gain is None and not look.gain_mask.any()
     assert (look.advantage[~turns.action_mask] == 0).all() and (look.advantage[turns.action_mask] != 0).all()
-    jax.tree.map(np.testing.assert_array_equal, look.turns, turns)
+    assert look.turns is turns
 
 
 @pytest.mark.parametrize('placeholder', [(40,), (40, 41, 42), ()])
 def test_controls_tell_the_placeholder_and_nothing_else(placeholder):
     turns = builders.random_turns(2, num_turns=(3, 2, 1), feedback=(1, 6))
-    both = evaluate.with_controls(turns, placeholder)
-    plain, control = (jax.tree.map(lambda a, part=part: a[part], both) for part in (slice(0, 3), slice(3, 6)))
-    jax.tree.map(np.testing.assert_array_equal, plain, turns)
+    control = evaluate.controls_of(turns, placeholder)
     runs = told = 0
     for row in range(3):
         feedback = runs_of(turns.role[row] == Role.FEEDBACK)
-        best = min((run for run in feedback if len(run) >= len(placeholder)), key=len, default=None)
+        answers = np.bincount(turns.turn[row][turns.role[row] == Role.FEEDBACK], minlength=4)
+        roomy = [run for run in feedback if len(run) >= len(placeholder)]
+        best = min(roomy, key=lambda run: answers[turns.turn[row][run[0]]], default=None)
         for run in feedback:
             shown = placeholder if run is best else ()
             assert tuple(control.tokens[row][run[: len(shown)]]) == shown
@@ -88,6 +89,20 @@ def test_controls_tell_the_placeholder_and_nothing_else(placeholder):
             < 1e-5
             < jnp.abs(score.score(tiny_model(50), turns, jnp.array(placeholder)).token_gain).max()
         )
+
+
+def test_controls_tell_it_in_the_shortest_answer():
+    """Answers of 2 + 6 tokens and of 3: the second is it, though a message of the first is shorter."""
+    a, f, x = Role.ACTION, Role.FEEDBACK, Role.TEMPLATE
+    role = np.array([[Role.PROMPT, a, f, f, x, *[f] * 6, a, f, f, f, a]], np.int8)
+    turn = np.array([[-1, *[0] * 10, *[1] * 4, 2]], np.int32)
+    turns = dataclasses.replace(
+        turns_with([False], [True]), tokens=np.arange(16, dtype=np.int32)[None], role=role, turn=turn,
+        turn_reward=np.zeros((1, 3), np.float32),
+    )  # fmt: skip
+    control = evaluate.controls_of(turns, (40, 41))
+    np.testing.assert_array_equal(np.flatnonzero(control.role[0] == f), [12, 13])
+    np.testing.assert_array_equal(control.tokens[0, 12:15], [40, 41, 14])
 
 
 def runs_of(mask):

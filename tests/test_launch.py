@@ -1,7 +1,7 @@
 """The command line: help that suffices, and errors that name the fix in a few lines."""
 
+import ast
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -109,7 +109,8 @@ def test_fields_call_for_the_setting_that_has_room_for_them(launch, name, argume
         ([QUICK, '--config.optim.lrr=1'], ['config.optim.lrr=1', 'did you mean --config.optim.lr?']),
         ([QUICK, '--config.group_size=4'], ['did you mean --config.batch.group_size?']),
         ([QUICK, '--config.optim=1'], ['group of fields', '--config.optim.lr']),
-        ([QUICK, '--nolog.tensorbord'], ['did you mean --config.log.tensorboard?']),
+        ([QUICK, '--nolog.tensorbord'], ['did you mean --noconfig.log.tensorboard?']),
+        ([QUICK, '--noconfig.log.tensorbord'], ['did you mean --noconfig.log.tensorboard?']),
         ([QUICK, '--lr=1'], ['--lr=1', 'did you mean --config.optim.lr?']),
         ([QUICK, '--workdri=x'], ['did you mean --workdir?']),
         ([QUICK, 'stray'], ["'stray'"]),
@@ -213,70 +214,9 @@ def test_train_runs_as_a_script_from_anywhere_without_an_installed_package(tmp_p
     assert done.returncode == 2 and 'does not exist' in done.stderr and done.stdout == ''
 
 
-def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.delenv(runtime.CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert runtime.cache_dir() == tmp_path / 'infopo_jax' / 'xla'
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, 'off')
-    assert runtime.cache_dir() is None
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, str(tmp_path / 'mine'))
-    assert runtime.cache_dir() == tmp_path / 'mine'
-
-
-def test_enable_compilation_cache_keeps_programs_on_disk(tmp_path):
-    code = (
-        'from infopo_jax import runtime\nruntime.silence()\nimport jax\nruntime.enable_compilation_cache()\n'
-        'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)\n'
-        'print(jax.jit(lambda x: x + 1)(1))'
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'chat'])
+def test_scripts_that_compute_ask_for_huge_pages_first(name):
+    last = ast.parse((ROOT / 'launch' / f'{name}.py').read_text()).body[-1]
+    assert (
+        ast.unparse(last.test) == "__name__ == '__main__'" and ast.unparse(last.body[0]) == 'runtime.use_huge_pages()'
     )
-    env = {'PATH': '/usr/bin:/bin', 'JAX_PLATFORMS': 'cpu', runtime.CACHE_VARIABLE: str(tmp_path / 'cache')}
-    for _ in range(2):
-        done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True)
-        assert (done.stdout, done.stderr) == ('2\n', '')
-    assert list((tmp_path / 'cache').iterdir())
-
-
-SHOW = 'import os, sys; from infopo_jax import runtime; runtime.use_huge_pages(); print(os.getpid(), sys.argv[1:], '
-SHOW += "os.environ.get('GLIBC_TUNABLES'))"
-
-
-@pytest.mark.parametrize(
-    ('set_before', 'now'),
-    [
-        (None, 'glibc.malloc.hugetlb=1'),
-        ('glibc.malloc.check=0', 'glibc.malloc.check=0:glibc.malloc.hugetlb=1'),
-        ('glibc.malloc.hugetlb=0', 'glibc.malloc.hugetlb=0'),
-    ],
-)
-def test_use_huge_pages_starts_the_script_anew_with_its_arguments_where_it_helps(set_before, now):
-    env = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
-    env |= {} if set_before is None else {'GLIBC_TUNABLES': set_before}
-    process = subprocess.Popen(
-        [sys.executable, '-c', SHOW, 'a b', '--c=1'], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
-    )
-    out, _ = process.communicate(timeout=60)
-    now = now if runtime._can_use_huge_pages() else set_before
-    assert out.strip() == f"{process.pid} ['a b', '--c=1'] {now}"
-
-
-@pytest.mark.parametrize(
-    ('libc', 'pages', 'can'),
-    [
-        ('glibc 2.36', 'always [madvise] never', True),
-        ('glibc 2.35', 'always [madvise] never', True),
-        ('glibc 2.34', 'always [madvise] never', False),
-        ('glibc 2.4', 'always [madvise] never', False),
-        (None, 'always [madvise] never', False),
-        ('glibc 2.36', '[always] madvise never', False),  # all have them
-        ('glibc 2.36', 'always madvise [never]', False),
-        ('glibc 2.36', None, False),
-    ],
-)
-def test_huge_pages_are_asked_for_where_linux_gives_them_on_demand(libc, pages, can, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'platform', 'linux')
-    monkeypatch.setattr(os, 'confstr_names', {'CS_GNU_LIBC_VERSION': 2})
-    monkeypatch.setattr(os, 'confstr', lambda name: libc)
-    monkeypatch.setattr(runtime, 'THP', tmp_path / 'enabled')
-    if pages is not None:
-        runtime.THP.write_text(pages)
-    assert runtime._can_use_huge_pages() == can

@@ -115,7 +115,8 @@ def look_at(name, model, estimator='infopo', **overrides):
         model = nnx.merge(graphdef, params)
         turns = jitted.rollout(model, env, key, num_prompts=16, group_size=2)
         rule = loop._looks
-        return evaluate.look(rule, model, evaluate.rows_of_look(rule, turns), key, jnp.int32(0))
+        controls = evaluate.controls_of(turns, rule.placeholder) if rule.needs_gain else None
+        return evaluate.look(rule, model, turns, controls, key, jnp.int32(0))
 
     graphdef, params = nnx.split(model)
     return jax.device_get(run(params, jax.random.key(0)))

@@ -33,11 +33,6 @@ class TextEnv(Protocol):
         """Answers the agent's text: observation, reward, terminated, truncated, info."""
 
 
-def step_info(*, is_error: bool, is_malformed: bool) -> dict[str, Any]:
-    """Returns how the info of a step begins; 'malformed' stands there where it is not as 'is_error'."""
-    return {'is_error': is_error} | ({'malformed': is_malformed} if is_malformed != is_error else {})
-
-
 class Scored(Protocol):
     """A text environment whose outcome is not the sum of its rewards where an episode is ended from outside.
 
@@ -64,3 +59,8 @@ class Teachable(Protocol):
         Calls are written as by ``tools.render``, whatever the layout of the model that is taught.
         The action shows syntax and copying of known values; it follows no strategy, and no example is a solved episode.
         """
+
+
+def step_info(*, is_error: bool, is_malformed: bool) -> dict[str, Any]:
+    """Returns how the info of a step begins; 'malformed' stands there where it is not as 'is_error'."""
+    return {'is_error': is_error} | ({'malformed': is_malformed} if is_malformed != is_error else {})

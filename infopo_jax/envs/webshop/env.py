@@ -109,7 +109,7 @@ class WebShop:
         if self._visit is None:
             raise ValueError('no episode is running: call reset first')
         self._num_turns += 1
-        action = self._parse(text)
+        action = pages.parse(text, can_ask=self.num_hidden > 0)
         content, is_error = self._answer(action)
         terminated = self._visit.bought
         truncated = not terminated and self._num_turns >= self.max_turns
@@ -187,11 +187,6 @@ class WebShop:
             target = env.random_action(rng)
             if not env.step(target)[4].get('success'):
                 return history, target
-
-    def _parse(self, text: str) -> tuple[str, str] | None:
-        """Returns verb and argument of the action in a text, None if it holds none that the shop knows."""
-        action = pages.parse(text)
-        return None if action is not None and action[0] == 'ask' and not self.num_hidden else action
 
     def _answer(self, action: tuple[str, str] | None) -> tuple[str, bool]:
         """Returns what the agent reads next, and whether it is an error message."""

@@ -16,13 +16,17 @@ CLICKED = 'You have clicked {}.'
 _ACTION = re.compile(r'\b(search|click|ask)\[([^\n]*)\]', re.IGNORECASE)
 
 
-def parse(text: str) -> tuple[str, str] | None:
+def parse(text: str, *, can_ask: bool = False) -> tuple[str, str] | None:
     """Returns verb and argument, in small letters, of the action in a text, None if there is none.
+
+    'search' and 'click' are actions, and 'ask' where somebody ``can_ask`` a customer.
 
     Thoughts (all before ``</think>``) are left out; of several lines with an action the first counts.
     """
     match = _ACTION.search(text.rpartition('</think>')[2])
-    return (match[1].lower(), match[2].strip().lower()) if match else None
+    if match is None or (match[1].lower() == 'ask' and not can_ask):
+        return None
+    return match[1].lower(), match[2].strip().lower()
 
 
 class Visit:
