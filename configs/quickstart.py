@@ -12,7 +12,7 @@ from infopo_jax.config import base_config
 def get_config():
     """Returns the quickstart run."""
     config = base_config()
-    config.steps = 200
+    config.steps = 180
 
     config.env.name = 'intent'
     config.env.kind = 'jitted'
