@@ -120,6 +120,7 @@ def test_main_leaves_metrics_rollouts_checkpoints_and_a_report(whole):
     assert expected <= set(trained) and all(isinstance(trained[name], int | float) for name in expected)
     assert max(row['sampler_gap'] for row in rows if row['phase'] == 'train') < 1e-4
     assert 'success' in evals[0] and 'pass_2' in evals[0]
+    assert all(row['gain_noise'] < 1e-5 for row in evals), 'what tells nothing has no gain'
     assert {'seconds', 'tokens_per_second'} <= set(read_jsonl(workdir / 'metrics.jsonl')[-2]['time'])
 
     samples = rows_of(workdir, 'rollouts.jsonl')
