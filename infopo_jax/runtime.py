@@ -16,8 +16,8 @@ def use_huge_pages() -> None:
     """Starts a script anew, with a malloc that asks the kernel for huge pages, where Linux gives them on demand only.
 
     XLA's CPU backend takes its buffers from malloc and hands them back after every call: to map them again in pages of
-    4 KiB takes up to a quarter of a backward pass (BENCHMARKS.md). glibc reads the setting as a process starts, so call this
-    before JAX does anything. It stays as it is where the user has set the tunable (``glibc.malloc.hugetlb=0`` in
+    4 KiB takes up to a quarter of a backward pass (BENCHMARKS.md). glibc reads the setting as a process starts, so call
+    this before JAX does anything. It stays as it is where the user has set the tunable (``glibc.malloc.hugetlb=0`` in
     GLIBC_TUNABLES declines), under a debugger, where a session of its own has started the script, and wherever
     something is in the way; the processes that the script starts get the user's own setting.
     """
