@@ -53,13 +53,13 @@ print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), os.environ.get(runtime.STA
 ON = 'glibc.malloc.hugetlb=1'
 
 
-def run(tmp_path, tunables, *, before='', how=()):
+def run(tmp_path, tunables, *, before=''):
     """Runs SCRIPT; returns its process and the lines that it prints, those of the process started anew too."""
     path = tmp_path / 'script.py'
     path.write_text(SCRIPT % before)
     env = {name: value for name, value in os.environ.items() if name not in ('GLIBC_TUNABLES', runtime.STARTED_ANEW)}
     env |= {'PYTHONPATH': str(ROOT)} | ({} if tunables is None else {'GLIBC_TUNABLES': tunables})
-    command = [sys.executable, *(how or [str(path)]), 'a b', '--c=1']
+    command = [sys.executable, str(path), 'a b', '--c=1']
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0

@@ -31,9 +31,7 @@ def check_three_updates(name, workdir, **fields):
     config_lib.validate(config)
     train.main(config, str(workdir))
     check_rows(workdir)
-    assert (workdir / 'report.html').stat().st_size > 10_000
-    assert config_lib.from_dict(json.loads((workdir / 'config.json').read_text())) == config
-    assert train.Checkpointer(workdir).steps()[-1] == 3
+    _check_folder(workdir, config)
 
 
 def check_rows(workdir):
@@ -45,3 +43,13 @@ def check_rows(workdir):
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in numbers), row
         assert row.get('skipped', 0) == 0 and row['failed'] == 0
     return rows
+
+
+def _check_folder(workdir, config):
+    """Checks the report, and that the run can be taken up again where it ended."""
+    assert (workdir / 'report.html').stat().st_size > 10_000
+    assert config_lib.from_dict(json.loads((workdir / 'config.json').read_text())) == config
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    assert train.Checkpointer(workdir).steps()[-1] == 3
+    train.main(config, str(workdir))
+    assert (workdir / 'metrics.jsonl').read_bytes() == before
