@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infopo_jax import build, config as config_lib, loops, runtime, state as state_lib
+from infopo_jax import build, config as config_lib, loops, state as state_lib
 
 METHODS = {  # name -> (estimator, baseline)
     'grpo': ('grpo', 'turn'),
@@ -162,5 +162,4 @@ def main():
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     main()

@@ -24,7 +24,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from infopo_jax import runtime
 from infopo_jax.lm.chat import Chat
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.tokenizer import train_tokenizer
@@ -195,5 +194,4 @@ def main():
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     main()

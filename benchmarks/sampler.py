@@ -23,7 +23,6 @@ import timing  # first: it puts the package on the path
 import jax
 from flax import nnx
 
-from infopo_jax import runtime
 from infopo_jax.lm import generate, hf
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.transformer import Transformer
@@ -226,5 +225,4 @@ def main():
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     main()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from infopo_jax import packing, runtime, score
+from infopo_jax import packing, score
 from infopo_jax.lm import attention, head
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.transformer import Transformer
@@ -125,5 +125,4 @@ def main():
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     main()

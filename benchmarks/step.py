@@ -17,7 +17,7 @@ import timing  # first: puts the package on the path
 import jax
 import jax.numpy as jnp
 
-from infopo_jax import build, loops, runtime
+from infopo_jax import build, loops
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
@@ -76,5 +76,4 @@ def main():
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     main()

@@ -12,8 +12,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import command_line
 import run_folder
 
-from infopo_jax import runtime
-
 USAGE = """
 Talks with a model: a line is a message, what it says is streamed. After each of its answers stands how much your
 reply before it had told it: the information gain that training would credit, in nats per token of the answer, by
@@ -293,5 +291,4 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     sys.exit(run(sys.argv))

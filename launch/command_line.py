@@ -164,23 +164,32 @@ def _field(argument: str) -> tuple[str, str]:
 
 
 def full_name(argument: str) -> str:
-    """Returns --config.FIELD=... for --FIELD=..., --noconfig.FIELD for --noFIELD, and anything else as it is."""
+    """Returns --config.FIELD=... for --FIELD=..., --config.FIELD=false for --noFIELD, and anything else as it is."""
     if not argument.startswith('-'):
         return argument
-    types, short = config_lib.field_types(), argument.lstrip('-')
-    if short.startswith('no') and types.get(short[2:]) is bool:
-        return f'--noconfig.{short[2:]}'
+    types = config_lib.field_types()
+    refused = re.match(r'--?no(?:config\.)?([\w.]+)$', argument)
+    if refused and types.get(refused[1]) is bool:
+        return f'--config.{refused[1]}=false'
+    short = argument.lstrip('-')
     return f'--config.{short}' if short.partition('=')[0] in types else argument
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """Returns --config.FIELD=VALUE for --config.FIELD VALUE, and of several values of a field the last."""
+    """Returns --FLAG=VALUE for --FLAG VALUE, and of several values of a field the last.
+
+    Raises:
+        UsageError: a value is missing.
+    """
     types, words, last = config_lib.field_types(), iter(arguments), {}
     for number, word in enumerate(words):
-        field = _field(word)[0] if word.startswith('-') else ''
-        if field in types and '=' not in word and types[field] is not bool:
-            word = f'{word}={next(words, "")}'
-        key = field if field in types else number
+        name = _field(word)[0] if word.startswith('-') else ''
+        if '=' not in word and (name == 'workdir' or types.get(name, bool) is not bool):
+            value = next(words, None)
+            if value is None or value.startswith('--'):
+                raise UsageError(f'{word}: a value is missing; write {word}=VALUE')
+            word = f'{word}={value}'
+        key = name if name in types else number
         last.pop(key, None)
         last[key] = word
     return list(last.values())

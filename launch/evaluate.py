@@ -10,8 +10,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import command_line
 import run_folder
 
-from infopo_jax import runtime
-
 USAGE = """
 Evaluates a checkpoint of a run on held-out tasks, prints the result and writes it as JSON.
 
@@ -103,5 +101,4 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    runtime.use_huge_pages()
     sys.exit(run(sys.argv))

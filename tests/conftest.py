@@ -15,7 +15,7 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones do no
     QUICK.append('--xla_cpu_use_fusion_emitters=false')  # a training step compiles in a third of the time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # of pytest-xdist's processes; see runtime.py
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # huge pages, for pytest-xdist's processes
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # lowering and compiling carry no stack traces
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICK]).strip()
 

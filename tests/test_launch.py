@@ -1,6 +1,5 @@
 """The command line: help that suffices, and errors that name the fix in a few lines."""
 
-import ast
 import json
 import pathlib
 import subprocess
@@ -74,6 +73,8 @@ def test_run_takes_fields_without_the_prefix_and_takes_values_back(launch):
     taken = launch(TAUBENCH, '--config.env.level=2', '--config.env.level', 'None', '--env.user_style=None')[3][0][0]
     assert taken.env.level is None and taken.env.user_style is None
     assert launch(TAUBENCH, '--config.env.level=None', '--env.level', '3')[3][0][0].env.level == 3  # the last holds
+    assert launch(TAUBENCH, '--env.brief=None', '--noenv.brief')[3][0][0].env.brief is False
+    assert launch(TAUBENCH, '--noconfig.env.brief', '--env.brief=None')[3][0][0].env.brief is None
     assert launch(TAUBENCH, '--config.steps=None')[0] == 2  # only what may be unset
 
 
@@ -114,6 +115,9 @@ def test_fields_call_for_the_setting_that_has_room_for_them(launch, name, argume
         ([QUICK, '--lr=1'], ['--lr=1', 'did you mean --config.optim.lr?']),
         ([QUICK, '--workdri=x'], ['did you mean --workdir?']),
         ([QUICK, 'stray'], ["'stray'"]),
+        ([TAUBENCH, '--model.path'], ['--config.model.path: a value is missing']),  # of a variable that is not set
+        ([QUICK, '--steps', '--optim.lr', '1e-4'], ['--config.steps: a value is missing']),
+        ([QUICK, '--workdir', '--steps', '4'], ['--workdir: a value is missing']),
         ([QUICK, '--config.steps=many'], ["config.steps = 'many'", 'an integer']),
         ([QUICK, '--config.steps=1.5'], ["config.steps = '1.5'", 'an integer']),
         ([QUICK, '--config.optim.lr=fast'], ["config.optim.lr = 'fast'", 'a number']),
@@ -212,11 +216,3 @@ def test_train_runs_as_a_script_from_anywhere_without_an_installed_package(tmp_p
     command = [sys.executable, str(ROOT / 'launch' / 'train.py'), '--config=nowhere.py']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and 'does not exist' in done.stderr and done.stdout == ''
-
-
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'chat'])
-def test_scripts_that_compute_ask_for_huge_pages_first(name):
-    last = ast.parse((ROOT / 'launch' / f'{name}.py').read_text()).body[-1]
-    assert (
-        ast.unparse(last.test) == "__name__ == '__main__'" and ast.unparse(last.body[0]) == 'runtime.use_huge_pages()'
-    )
