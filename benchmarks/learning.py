@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infopo_jax import build, config as config_lib, loops, state as state_lib
+from infopo_jax import build, build_state, config as config_lib, loops, state as state_lib
 
 METHODS = {  # name -> (estimator, baseline)
     'grpo': ('grpo', 'turn'),
@@ -53,7 +53,7 @@ def task(method: str, seed: int, steps: int):
 def run(loop, config, params, model_config) -> dict:
     """Trains one method from warm-started weights; returns its row."""
     key = loops.seed_keys(config.seed, 1)
-    state = build.make_state(loop, model_config, key)
+    state = build_state.make_state(loop, model_config, key)
     params = jax.tree.map(jnp.copy, params)
     state = state_lib.fresh_state(loop.rule.optimizer, params, state.key, keep_reference=bool(loop.rule.kl_coef))
     start, success, tied, half = time.perf_counter(), [], [], None
@@ -63,7 +63,7 @@ def run(loop, config, params, model_config) -> dict:
         tied.append(float(metrics['tied_groups']))
         if half is None and np.mean(success[-5:]) >= 0.5:
             half = step
-    held_out, _ = loop.evaluate(state.params, jax.random.fold_in(key, build.EVAL), state.step)
+    held_out, _ = loop.evaluate(state.params, jax.random.fold_in(key, build_state.EVAL), state.step)
     return {
         'steps': config.steps,
         'held_out': float(held_out['success']),
@@ -138,7 +138,7 @@ def run_missing(seeds: list[int], steps: int) -> None:
         loop, model_config = built[methods[0]]
         warm, key = task(methods[0], seed, steps).warmstart, loops.seed_keys(seed, 1)
         params = loop.warm_start(
-            build.make_state(loop, model_config, key).params, key, steps=warm.steps, batch=warm.batch, lr=warm.lr,
+            build_state.make_state(loop, model_config, key).params, key, steps=warm.steps, batch=warm.batch, lr=warm.lr,
             progress=lambda done, loss, seed=seed: print(f'seed {seed} warm start {done} {loss:.3f}', flush=True),
         )  # fmt: skip
         for method in methods:

@@ -17,7 +17,7 @@ import timing  # first: puts the package on the path
 import jax
 import jax.numpy as jnp
 
-from infopo_jax import build, loops
+from infopo_jax import build, build_state, loops
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
@@ -28,7 +28,7 @@ def prepare(name: str, estimator: str, warm_steps: int):
     config.advantage.estimator = estimator
     loop, model_config = build.make_loop(config)
     key = loops.seed_keys(config.seed, 1)
-    state = build.make_state(loop, model_config, key)
+    state = build_state.make_state(loop, model_config, key)
     params = loop.warm_start(
         state.params,
         key,

@@ -7,7 +7,16 @@ import jax
 import optax
 from flax import nnx
 
-from infopo_jax import build_user, config as config_lib, envs, estimators, loops, sharding, update as update_lib
+from infopo_jax import (
+    build_mesh,
+    build_user,
+    config as config_lib,
+    envs,
+    estimators,
+    loops,
+    sharding,
+    update as update_lib,
+)  # fmt: skip
 from infopo_jax.lm import hf, hub, lora
 from infopo_jax.lm.chat import Chat
 from infopo_jax.lm.config import LMConfig
@@ -15,10 +24,6 @@ from infopo_jax.lm.tokenizer import train_tokenizer
 from infopo_jax.lm.transformer import Transformer
 from infopo_jax.rollout.dialogue import Limits
 from infopo_jax.rollout.hosted import HostedRollout
-from infopo_jax.state import TrainState, fresh_state
-
-INIT, WARM_START, TRAIN, EVAL = range(4)  # what the run's key is folded with
-MICROBATCH = 8  # most rollouts of one, where the config leaves their number to us; on large meshes one a row shard
 
 
 def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
@@ -32,7 +37,7 @@ def make_loop(config: Any, *, trained: Any = None) -> tuple[Any, LMConfig]:
     if 'call_timeout' in envs.knobs(config.env.name):  # an environment with a limit of its own; its user fails first
         knobs['call_timeout'] = build_user.PATIENCE * config.rollout.call_seconds
     sizes = make_sizes(config)
-    mesh = make_mesh(config, sizes, training=trained is None)
+    mesh = build_mesh.make_mesh(config, sizes, training=trained is None)
     env = envs.make(config.env.name, **knobs)
     if config.env.kind == 'jitted':
         model_config = make_model_config(config, vocab_size=len(env.vocab))
@@ -131,7 +136,7 @@ def _hosted_loop(config, make_env, chat, rule, sizes, user) -> loops.HostedLoop:
         max_feedback_tokens=roll.max_feedback_tokens,
         max_bad_actions=roll.max_bad_actions,
     )
-    slots, aside = _seats(config)
+    slots, aside = build_mesh.count_seats(config)
     engine = HostedRollout(
         make_env,
         chat,
@@ -151,83 +156,17 @@ def _hosted_loop(config, make_env, chat, rule, sizes, user) -> loops.HostedLoop:
     )
 
 
-def make_mesh(config: Any, sizes: loops.Sizes, *, training: bool = True) -> jax.sharding.Mesh:
-    """Returns the mesh that a config describes.
-
-    Args:
-        config, sizes: of the run.
-        training: whether there are updates, whose rows are to fit it, too.
-
-    Raises:
-        ValueError: it does not fit the devices, or the rows of a step do not fit it; the message has the numbers.
-    """
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if config.num_seeds > 1 and mesh.size > 1:
-        raise ValueError(
-            f'config.num_seeds = {config.num_seeds} on the mesh {sharding.describe(mesh)}: seeds stand on an axis in '
-            'front of every weight and row, which is not divided; set config.mesh.data, fsdp and tensor to 1, or start '
-            'a run per seed'
-        )
-    sharding.check_rows(mesh, count_rows(config, sizes, mesh, training=training))
-    return mesh
-
-
-def count_rows(
-    config: Any, sizes: loops.Sizes, mesh: sharding.AnyMesh | None, *, training: bool = True
-) -> dict[str, int]:
-    """Returns how many rows each program of a run divides over its mesh, by what they are; see ``make_mesh``."""
-    prompts, group, updates = sizes.num_prompts, sizes.group_size, config.updates
-    rows = {}
-    if training:
-        how = 'batch.prompts / updates.minibatches * batch.group_size / updates.microbatches'
-        parts = count_microbatches(config, mesh)
-        numbers = f'{prompts} / {updates.minibatches} * {group} / {parts}'
-        count = prompts // updates.minibatches * group // parts
-        rows[f'rollouts of a microbatch ({how} = {numbers})'] = count
-    if training and config.warmstart.steps and (config.model.path is None or config.warmstart.pretrained):
-        rows['examples of a warm-start step (warmstart.batch)'] = config.warmstart.batch
-    if config.env.kind == 'jitted':
-        rows['rollouts of an evaluation (eval.episodes, in whole groups)'] = sizes.eval_groups * group
-    else:
-        slots, aside = _seats(config)
-        rows['slots of the rollout (rollout.slots; 0 is batch.prompts * batch.group_size)'] = slots
-        rows['rollouts kept aside (rollout.aside, at most what the slots leave of a step)'] = aside
-    return rows
-
-
-def count_microbatches(config: Any, mesh: sharding.AnyMesh | None) -> int:
-    """Returns in how many parts the gradient of a minibatch is added up; 0 in the config leaves it to us.
-
-    Ours are as few as make parts of at most MICROBATCH rollouts, or of one for each of the parts that the mesh divides
-    rows in; parts that it divides are preferred.
-    """
-    if config.updates.microbatches:
-        return config.updates.microbatches
-    rows = max(1, config.batch.prompts // config.updates.minibatches * config.batch.group_size)  # evaluations take any
-    shards = sharding.row_shards(mesh)
-    fewest = -(-rows // max(MICROBATCH, shards))
-    fit = [parts for parts in range(fewest, rows + 1) if rows % parts == 0]
-    return next((parts for parts in fit if rows // parts % shards == 0), fit[0])
-
-
-def _seats(config) -> tuple[int, int]:
-    """Returns how many rollouts are decoded at once, and how many are kept aside on the device."""
-    rollouts = config.batch.prompts * config.batch.group_size
-    slots = min(config.rollout.slots or rollouts, rollouts)
-    aside = slots if config.rollout.aside == -1 else config.rollout.aside
-    return slots, min(aside, rollouts - slots)
-
-
 def make_model_config(config: Any, *, vocab_size: int) -> LMConfig:
     """Returns the architecture that a config describes."""
     adapters = {'lora_rank': config.lora.rank, 'lora_alpha': config.lora.alpha}
     if config.model.path is not None:
-        return hf.load_config(config.model.path, **_precision(config), **adapters)
+        return hf.load_config(config.model.path, **precision(config), **adapters)
     fields = {name: value for name, value in config.model.items() if name not in ('max_vocab', 'path')}
     return LMConfig(vocab_size=vocab_size, **fields, **adapters)
 
 
-def _precision(config):
+def precision(config: Any) -> dict[str, Any]:
+    """Returns the fields of ``LMConfig`` that a run may set of any checkpoint."""
     return {name: config.model[name] for name in ('dtype', 'param_dtype', 'remat')}
 
 
@@ -277,7 +216,7 @@ def make_rule(
         importance_cap=updates.importance_cap,
         epochs=updates.epochs,
         minibatches=updates.minibatches,
-        microbatches=count_microbatches(config, mesh),
+        microbatches=build_mesh.count_microbatches(config, mesh),
         mesh=mesh,
         base_graphdef=graph_of(lora.base_of(model_config)) if config.lora.rank else None,
     )
@@ -295,52 +234,3 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
         optax.clip_by_global_norm(optim.clip_norm),
         optax.adamw(rate, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay),
     )
-
-
-def make_state(loop: Any, model_config: LMConfig, key: jax.Array, *, base: Any = None) -> TrainState:
-    """Returns the state of a run before its warm start.
-
-    Args:
-        loop: the run's.
-        model_config: of the model, adapters included.
-        key: of the run; [S] keys of several seeds.
-        base: nnx.State of a checkpoint (see ``load_base``) in place of random weights; donated.
-    """
-    rule = loop.rule
-
-    def init(key, base):
-        model = Transformer(model_config, nnx.Rngs(jax.random.fold_in(key, INIT)))
-        params, frozen = nnx.split(model)[1], None
-        if model_config.lora_rank:
-            params, frozen = lora.split(params)
-            frozen = frozen if base is None else base
-        elif base is not None:
-            params = base
-        run_key = jax.random.fold_in(key, TRAIN)
-        keep = bool(rule.kl_coef) or loop.needs_reference
-        state = fresh_state(rule.optimizer, params, run_key, keep_reference=keep, frozen=frozen)
-        return sharding.by_name(state, rule.mesh)
-
-    return jax.jit(loop.over_seeds(init), donate_argnums=1)(key, base)
-
-
-def load_base(config: Any, loop: Any) -> Any:
-    """Returns nnx.State of the checkpoint that a config names, laid out on the run's mesh; None where it names none.
-
-    A base under adapters does not train, so it is kept in the dtype that it computes in.
-
-    Raises:
-        ValueError: there is no such checkpoint, or it is not one that can be loaded.
-    """
-    if config.model.path is None:
-        return None
-    place = None if loop.rule.mesh.size == 1 else sharding.sharding_of(loop.rule.mesh)
-    precision = _precision(config)
-    if config.lora.rank and not config.warmstart.pretrained:
-        precision['param_dtype'] = precision['dtype']
-    return nnx.split(hf.load(config.model.path, sharding_of=place, **precision))[1]
-
-
-def state_template(loop: Any, model_config: LMConfig, key: jax.Array) -> TrainState:
-    """Returns the state's shapes and where they lie, without allocating it."""
-    return sharding.template(jax.eval_shape(lambda k: make_state(loop, model_config, k), key), loop.rule.mesh)

@@ -34,25 +34,28 @@ def eval_metrics(turns: Turns, *, group_size: int) -> dict[str, jax.Array]:
     return metrics_lib.rollout_metrics(turns) | {f'pass_{group_size}': masked_mean(success, valid).astype(jnp.float32)}
 
 
-def look(
-    rule: update_lib.UpdateRule, model: Any, turns: Turns, controls: Turns | None, key: jax.Array, step: jax.Array
-) -> Look:
+def with_controls(rule: update_lib.UpdateRule, turns: Turns) -> Turns:
+    """Returns the rollouts [1, N, ...], and behind them their controls where the rule needs a gain: [2, N, ...]."""
+    parts = [turns, controls_of(turns, rule.placeholder)] if rule.needs_gain else [turns]
+    return jax.tree.map(lambda *a: jnp.stack(a), *parts)
+
+
+def look(rule: update_lib.UpdateRule, model: Any, rows: Turns, key: jax.Array, step: jax.Array) -> Look:
     """Scores and credits whole groups as training would, for people to look at.
 
     Args:
-        rule: of training; its static bounds hold the branches of ``turns`` and of ``controls``.
+        rule: of training; its static bounds hold the branches of all ``rows``.
         model: the policy, a ``lm.transformer.Transformer``.
-        turns: N rollouts, whole groups.
-        controls: [N] ``controls_of(turns, rule.placeholder)``; None where the rule needs no gain.
+        rows: ``with_controls`` of N rollouts, whole groups.
         key: of the credit.
         step: [] int32, training steps done.
     """
+    turns, *controls = (jax.tree.map(lambda a, i=i: a[i], rows) for i in range(len(rows.outcome)))
     scores, noise = None, jnp.float32(jnp.nan)  # credit without gains reads no scores
     if rule.needs_gain:
-        both = jax.tree.map(lambda *a: jnp.stack(a), turns, controls)
-        both = jax.lax.map(lambda rows: update_lib.score_turns(rule, model, rows, paired=True), both)
+        both = jax.lax.map(lambda part: update_lib.score_turns(rule, model, part, paired=True), rows)
         scores, control_scores = (jax.tree.map(lambda a, i=i: a[i], both) for i in range(2))
-        noise = _noise(control_scores.token_gain, controls)
+        noise = _noise(control_scores.token_gain, *controls)
     credit, gain, gain_mask, _ = update_lib.credit(rule, scores, turns, key, step)
     token_gain = None if scores is None else scores.token_gain[:, 0]
     return Look(turns, token_gain, gain, gain_mask, credit.advantage, noise)
@@ -63,7 +66,8 @@ def controls_of(turns: Turns, placeholder: Sequence[int]) -> Turns:
 
     One message of a row begins with the placeholder, and only that beginning counts as feedback, all the rest as
     markup: its counterfactual is the row itself. Of the messages that have room for the placeholder it is one of the
-    turn with the shortest answer, all of which stands in the branch; of those the first.
+    turn with the shortest answer, all of which stands in the branch; of those the first. So the branch is short, but
+    for rows that have heard nothing but long answers.
 
     Args:
         turns: N rows.

@@ -61,9 +61,8 @@ class JittedLoop:
         self.rule = dataclasses.replace(
             rule, branch_len=lay.branches(len(rule.placeholder), horizon), target_len=lay.targets
         )
-        self._looks = dataclasses.replace(  # controls keep their feedback
-            self.rule, branch_len=lay.branches(max(lay.feedback, len(rule.placeholder)), horizon)
-        )
+        control = lay.branch(lay.feedback, horizon)  # one branch, whose feedback stays
+        self._looks = dataclasses.replace(self.rule, branch_len=max(self.rule.branch_len, control))
         self.env, self.sizes, self.num_seeds = env, sizes, num_seeds
         self._step = jax.jit(self.over_seeds(self.one_step), donate_argnums=0)
         self._evaluate = jax.jit(self.over_seeds(self.one_evaluation))
@@ -130,8 +129,8 @@ class JittedLoop:
         )
         metrics = evaluate_lib.eval_metrics(turns, group_size=size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * size], turns)
-        controls = evaluate_lib.controls_of(first, self.rule.placeholder) if self.rule.needs_gain else None
-        look = evaluate_lib.look(self._looks, self.rule.model(params), first, controls, key, step)
+        rows = evaluate_lib.with_controls(self.rule, first)
+        look = evaluate_lib.look(self._looks, self.rule.model(params), rows, key, step)
         return metrics | _noise_of(look, self.rule), look
 
     def evaluate(self, params: Any, key: jax.Array, step: jax.Array, *, reference: Any = None):
@@ -258,13 +257,10 @@ class HostedLoop:
         turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
         metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * self.sizes.group_size], turns)
-        parts = [first, evaluate_lib.controls_of(first, self.rule.placeholder)] if self.rule.needs_gain else [first]
-        rows = jax.tree.map(lambda *a: np.concatenate(a), *parts)  # both in one shape
+        rows = jax.tree.map(np.concatenate, jax.device_get(evaluate_lib.with_controls(self.rule, first)))
         (branch_len, target_len), rows = self.ladder.fit(rows, self.rule.placeholder, self.rule.horizon)
-        size = len(first.outcome)
-        first, controls = (jax.tree.map(lambda a, part=part: a[part], rows) for part in (np.s_[:size], np.s_[size:]))
-        controls = controls if self.rule.needs_gain else None
-        look = self._look(params, first, controls, key, step, branch_len=branch_len, target_len=target_len)
+        rows = jax.tree.map(lambda a: a.reshape(-1, len(first.outcome), *a.shape[1:]), rows)
+        look = self._look(params, rows, key, step, branch_len=branch_len, target_len=target_len)
         metrics = metrics | _noise_of(look, self.rule)
         return jax.device_get(metrics) | self._failures(clock), jax.device_get(look)
 
@@ -301,9 +297,9 @@ class HostedLoop:
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
         return update_lib.update(rule, state, turns, key)
 
-    def _look_one(self, params, turns, controls, key, step, *, branch_len, target_len):
+    def _look_one(self, params, rows, key, step, *, branch_len, target_len):
         rule = dataclasses.replace(self.rule, branch_len=branch_len, target_len=target_len)
-        return evaluate_lib.look(rule, rule.model(params), turns, controls, key, step)
+        return evaluate_lib.look(rule, rule.model(params), rows, key, step)
 
 
 def _noise_of(look, rule):

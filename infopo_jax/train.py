@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import signal
 import sys
 import time
 from typing import Any
@@ -12,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infopo_jax import build, config as config_lib, loops, report, samples, sharding
+from infopo_jax import build, build_state, config as config_lib, loops, report, samples, sharding
 from infopo_jax.checkpoint import Checkpointer
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.logger import METRICS_FILE, ROLLOUTS_FILE, Logger, read_jsonl
+from infopo_jax.profiling import Profile
 from infopo_jax.state import TrainState, is_whole, nnx_state, pure, step_of
+from infopo_jax.termination import Terminated
 
 
 class TrainingStopped(ValueError):
@@ -44,7 +45,7 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
     key = loops.seed_keys(config.seed, config.num_seeds)
     checkpointer = Checkpointer(workdir)
     logger = Logger(workdir, interval=config.log.interval, total_steps=config.steps, tensorboard=config.log.tensorboard)
-    with logger, _Terminated(loop.stop) as terminated:
+    with logger, Terminated(loop.stop) as terminated:
         state, fresh = _restore(config, workdir, loop, model_config, key, checkpointer)
         _header(logger, config, loop, model_config, state)
 
@@ -61,9 +62,9 @@ def main(config: Any, workdir: str) -> dict[str, Any]:
 
         # --- Train. Whatever ends it, Ctrl-C and SIGTERM too, the steps that are done are kept.
         step, metrics = step_of(state), logger.last('eval')
-        with _Profile(workdir, first=step + 2, count=config.profile, last=config.steps) as profile:
+        with Profile(workdir, first=step + 2, count=config.profile, last=config.steps) as profile:
             try:
-                if _evaluates(config, step):
+                if _evaluates(config, step) and not terminated.asked:  # else whoever resumes does
                     if metrics.get('step') != step:  # of a fresh run, or one that ended in its evaluation
                         metrics = _evaluate(config, loop, state, key, logger)
                     _save(checkpointer, config, loop, state, metrics)
@@ -154,7 +155,7 @@ def _restore(config, workdir, loop, model_config, key, checkpointer):
     for name in (METRICS_FILE, ROLLOUTS_FILE):  # of a run that died before its first checkpoint
         (folder / name).unlink(missing_ok=True)
     _write_config(config, workdir)
-    return build.make_state(loop, model_config, key, base=build.load_base(config, loop)), True
+    return build_state.make_state(loop, model_config, key, base=build_state.load_base(config, loop)), True
 
 
 def _write_config(config, workdir):
@@ -167,14 +168,14 @@ def _write_config(config, workdir):
 
 def _read(config, loop, model_config, key, checkpointer, *, best=False):
     """Returns the state that a checkpoint holds; a frozen base that it need not hold is loaded from where it came."""
-    template = build.state_template(loop, model_config, key)
+    template = build_state.state_template(loop, model_config, key)
     # Whether the policy before training was kept depends on who answered then, not on who answers now.
     template = dataclasses.replace(template, reference=template.params if checkpointer.holds('reference') else None)
     restore = checkpointer.restore_best if best else checkpointer.restore
     state = nnx_state(restore(pure(template, with_frozen=_holds_base(config)))[0], template)
     if state.frozen is None or _holds_base(config):
         return state
-    return dataclasses.replace(state, frozen=build.load_base(config, loop))
+    return dataclasses.replace(state, frozen=build_state.load_base(config, loop))
 
 
 def _holds_base(config) -> bool:
@@ -198,7 +199,7 @@ def _warm_start(config, loop, state, key, terminated):
         if terminated.asked and done < warm.steps:  # else it is kept, as of step 0
             raise loops.Stopped
 
-    keys = loop.over_seeds(lambda k: jax.random.fold_in(k, build.WARM_START))(key)
+    keys = loop.over_seeds(lambda k: jax.random.fold_in(k, build_state.WARM_START))(key)
     settings = dict(steps=warm.steps, batch=warm.batch, lr=warm.lr, progress=progress)
     if state.frozen is not None:  # adapters learn afterwards, on what the base has learnt here
         return dataclasses.replace(state, frozen=_finite(loop.warm_start(state.frozen, keys, **settings)))
@@ -233,7 +234,7 @@ def _report(workdir):
 
 
 def _eval_keys(loop, key):
-    return loop.over_seeds(lambda k: jax.random.fold_in(k, build.EVAL))(key)  # the same episodes every time
+    return loop.over_seeds(lambda k: jax.random.fold_in(k, build_state.EVAL))(key)  # the same episodes every time
 
 
 def _save(checkpointer, config, loop, state, metrics):
@@ -273,58 +274,3 @@ def _header(logger, config, loop, model_config, state):
         seeds=config.num_seeds,
         mesh=sharding.describe(loop.rule.mesh),
     )
-
-
-class _Terminated:
-    """Notes SIGTERM, and has the rollouts in flight break off; an update in flight ends."""
-
-    asked = False
-
-    def __init__(self, stop):
-        self._stop = stop
-
-    def __enter__(self):
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread
-            self._before = None
-        return self
-
-    def _note(self, *_):
-        self.asked = True
-        self._stop()
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-
-class _Profile:
-    """Traces ``count`` steps from ``first`` on, none beyond ``last``, into workdir/profile; what is begun is ended."""
-
-    def __init__(self, workdir: str, *, first: int, count: int, last: int):
-        self._folder, self._steps = pathlib.Path(workdir) / 'profile', range(first, min(first + count - 1, last) + 1)
-        self._done: int | None = None  # traced steps; None: no trace is under way
-
-    def __enter__(self):
-        return self
-
-    def before(self, step: int):
-        if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._done = 0
-
-    def after(self, step: int):
-        if step in self._steps:
-            self._done += 1
-        if self._steps and step == self._steps[-1]:
-            self._end()
-
-    def __exit__(self, *_):
-        if self._done is not None:  # the run ended before its time
-            self._end()
-
-    def _end(self):
-        jax.profiler.stop_trace()
-        print(f'profile of {self._done} steps from {self._steps[0]} on: {self._folder}')
-        self._done = None

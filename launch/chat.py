@@ -201,7 +201,7 @@ def main(
     """Loads the model and talks until the input ends."""
     from flax import nnx
 
-    from infopo_jax import build, train
+    from infopo_jax import build, build_state, train
 
     if config.env.kind != 'hosted':
         raise command_line.UsageError(
@@ -218,7 +218,7 @@ def main(
     else:
         config.lora.rank = 0  # the checkpoint itself
         loop, model_config = build.make_loop(config)
-        weights, graphdef, tools = build.load_base(config, loop), build.graph_of(model_config), None
+        weights, graphdef, tools = build_state.load_base(config, loop), build.graph_of(model_config), None
     talk = Talk(
         nnx.merge(graphdef, weights),
         loop.chat,

@@ -15,7 +15,7 @@ from builders import random_turns
 from flax import nnx
 from mesh_runs import KINDS, WORLDS, Asked, assert_close, assert_laid_out, host, start
 
-from infopo_jax import build, config as config_lib, envs, loops, packing, sharding, update as update_lib
+from infopo_jax import build, build_state, config as config_lib, envs, loops, packing, sharding, update as update_lib
 from infopo_jax.checkpoint import Checkpointer
 from infopo_jax.lm import head
 from infopo_jax.lm.transformer import Transformer
@@ -259,7 +259,7 @@ def test_checkpoint_of_one_mesh_restores_on_another(tmp_path):
         sizes = dict(zip(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), mesh, strict=True))
         config.update_from_flattened_dict(KINDS['jitted'] | sizes)
         loop, model_config = build.make_loop(config)
-        template = build.state_template(loop, model_config, loops.seed_keys(0, 1))
+        template = build_state.state_template(loop, model_config, loops.seed_keys(0, 1))
         values, step, _ = Checkpointer(tmp_path).restore(pure(template))
         restored = nnx_state(values, template)
         jax.tree.map(np.testing.assert_array_equal, host(restored), host(state))

@@ -10,7 +10,7 @@ from flax import nnx
 from models import often_stopping
 from talk import Colour
 
-from infopo_jax import build, config as config_lib, loops, sharding
+from infopo_jax import build, build_state, config as config_lib, loops, sharding
 from infopo_jax.envs.array import Example
 
 
@@ -85,7 +85,7 @@ def start(kind, mesh, **overrides):
     config.update_from_flattened_dict(KINDS[kind] | sizes | overrides)
     config_lib.validate(config)
     loop, model_config = build.make_loop(config)
-    state = build.make_state(loop, model_config, loops.seed_keys(config.seed, 1))
+    state = build_state.make_state(loop, model_config, loops.seed_keys(config.seed, 1))
     params = jax.tree.map(lambda leaf: 1.5 * jnp.asarray(leaf), host(state.params))
     if kind == 'hosted':
         params = nnx.split(often_stopping(nnx.merge(loop.rule.graphdef, params), loop.chat.stop_id, 4.0))[1]

@@ -8,7 +8,7 @@ import shlex
 import pytest
 from jax.sharding import AbstractMesh
 
-from infopo_jax import build, config as config_lib, sharding
+from infopo_jax import build, build_mesh, config as config_lib, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'configs').glob('*.py'))
@@ -80,7 +80,7 @@ def test_head_names_fields_that_exist(path):
 def test_rows_of_settings_for_checkpoints_fit_the_devices(path, setting, num_devices):
     config = load(path, setting)
     mesh = AbstractMesh((1, num_devices, 1), sharding.AXES)
-    rows = build.count_rows(config, build.make_sizes(config), mesh)
+    rows = build_mesh.count_rows(config, build.make_sizes(config), mesh)
     assert len(rows) >= 3
     sharding.check_rows(mesh, rows)  # raises what does not fit
 
@@ -92,6 +92,6 @@ def test_rows_of_settings_for_checkpoints_fit_the_devices(path, setting, num_dev
 def test_microbatches_left_to_us_are_divided_by_the_mesh(prompts, devices, parts):
     config = config_lib.base_config()
     config.batch.prompts, config.batch.group_size, config.updates.microbatches = prompts, 3, 0
-    assert build.count_microbatches(config, AbstractMesh((1, devices, 1), sharding.AXES)) == parts
+    assert build_mesh.count_microbatches(config, AbstractMesh((1, devices, 1), sharding.AXES)) == parts
     config.updates.microbatches = 1
-    assert build.count_microbatches(config, AbstractMesh((1, devices, 1), sharding.AXES)) == 1
+    assert build_mesh.count_microbatches(config, AbstractMesh((1, devices, 1), sharding.AXES)) == 1

@@ -37,28 +37,31 @@ def test_eval_metrics_pass_k_leaves_out_tasks_of_which_a_rollout_failed():
         assert evaluate.eval_metrics(turns_with(success, valid), group_size=2)['pass_2'] == 0
 
 
-@pytest.mark.parametrize('estimator', ['infopo', 'grpo'])
-def test_look_scores_and_credits_as_training_does(estimator):
+@pytest.mark.parametrize(
+    ('estimator', 'placeholder'),
+    [('infopo', (40,)), ('infopo', (40,) * 9), ('grpo', (40,))],
+    ids=['infopo', 'no room for controls', 'grpo'],
+)
+def test_look_scores_and_credits_as_training_does(estimator, placeholder):
     model = tiny_model(50)
     turns = dataclasses.replace(
         builders.random_turns(1, num_turns=(3, 2, 3, 2)), outcome=np.array([0.0, 1.0, 0.5, 0.0], np.float32)
     )
     rule = update_lib.UpdateRule(
         graphdef=nnx.split(model)[0], optimizer=optax.sgd(1.0), estimator=estimators.get(estimator),
-        hyper={'info_weight': 0.5}, needs_gain=estimator == 'infopo', group_size=2, placeholder=(40,), temperature=0.8,
-        branch_len=64, target_len=32,
+        hyper={'info_weight': 0.5}, needs_gain=estimator == 'infopo', group_size=2, placeholder=placeholder,
+        temperature=0.8, branch_len=64, target_len=32,
     )  # fmt: skip
-    controls = evaluate.controls_of(turns, (40,)) if rule.needs_gain else None
-    look = evaluate.look(rule, model, turns, controls, jax.random.key(0), jnp.int32(0))
-    scores = score.score(model, turns, jnp.array([40]), temperature=0.8)
+    look = evaluate.look(rule, model, evaluate.with_controls(rule, turns), jax.random.key(0), jnp.int32(0))
+    scores = score.score(model, turns, jnp.array(placeholder), temperature=0.8)
     if estimator == 'infopo':
         np.testing.assert_allclose(look.token_gain, scores.token_gain[:, 0], atol=1e-5)
         assert look.gain_mask.any() and (look.gain[~look.gain_mask] == 0).all()
-        assert 0 < look.gain_noise < 1e-6  # of float32
+        assert 0 < look.gain_noise < 1e-6 if len(placeholder) == 1 else jnp.isnan(look.gain_noise)  # of float32
     else:
-        assert look.token_gain is None and not look.gain_mask.any()
+        assert look.token_gain is None and not look.gain_mask.any() and jnp.isnan(look.gain_noise)
     assert (look.advantage[~turns.action_mask] == 0).all() and (look.advantage[turns.action_mask] != 0).all()
-    assert look.turns is turns
+    jax.tree.map(np.testing.assert_array_equal, look.turns, turns)
 
 
 @pytest.mark.parametrize('placeholder', [(40,), (40, 41, 42), ()])

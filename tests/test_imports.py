@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / 'infopo_jax'
 # From the ground up; a module may import those of earlier lines, and of its own line where they are one concept.
 LAYERS = (
     ('config_fields', 'config_rules', 'presets'),
-    ('types', 'runtime'),
+    ('types', 'runtime', 'termination', 'profiling'),
     ('info_gain', 'packing', 'users'),
     ('advantage', 'losses', 'lm', 'envs'),
     ('estimators', 'metrics', 'sharding', 'checkpoint', 'console'),
@@ -18,7 +18,9 @@ LAYERS = (
     ('update', 'report', 'report_draw', 'report_figures', 'report_rollouts'),
     ('evaluate', 'config'),
     ('loops', 'build_user'),
+    ('build_mesh',),
     ('build',),
+    ('build_state',),
     ('train',),
     ('export',),
 )

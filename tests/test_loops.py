@@ -11,7 +11,7 @@ from chatter import Chatter
 from flax import nnx
 from models import tiny_model
 
-from infopo_jax import build, config as config_lib, evaluate, loops
+from infopo_jax import build, build_state, config as config_lib, evaluate, loops
 from infopo_jax.envs.probe import Probe
 from infopo_jax.lm.config import LMConfig
 from infopo_jax.lm.transformer import Transformer
@@ -37,7 +37,7 @@ def start(env, config):
         temperature=1.0, eval_temperature=1.0, max_bad_actions=3,
     )  # fmt: skip
     loop = loops.JittedLoop(env, rule, sizes, num_seeds=config.num_seeds)
-    return loop, build.make_state(loop, model_config, loops.seed_keys(config.seed, config.num_seeds))
+    return loop, build_state.make_state(loop, model_config, loops.seed_keys(config.seed, config.num_seeds))
 
 
 ENV = Chatter()
@@ -114,9 +114,7 @@ def look_at(name, model, estimator='infopo', **overrides):
     def run(params, key):
         model = nnx.merge(graphdef, params)
         turns = jitted.rollout(model, env, key, num_prompts=16, group_size=2)
-        rule = loop._looks
-        controls = evaluate.controls_of(turns, rule.placeholder) if rule.needs_gain else None
-        return evaluate.look(rule, model, turns, controls, key, jnp.int32(0))
+        return evaluate.look(loop._looks, model, evaluate.with_controls(loop.rule, turns), key, jnp.int32(0))
 
     graphdef, params = nnx.split(model)
     return jax.device_get(run(params, jax.random.key(0)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import save_checkpoint
 
-from infopo_jax import build, config as config_lib, envs, export, train
+from infopo_jax import build, build_state, config as config_lib, envs, export, train
 from infopo_jax.lm import hf
 
 torch = pytest.importorskip('torch', reason="needs torch: pip install -e '.[parity]'")
@@ -143,9 +143,9 @@ def test_a_base_under_adapters_is_kept_in_the_dtype_it_computes_in(checkpoint):
     for rank, wanted in ((4, 'bfloat16'), (0, 'float32')):
         config = config_of(checkpoint, **{'lora.rank': rank, 'model.dtype': 'bfloat16'})
         loop, model_config = build.make_loop(config)
-        base = build.load_base(config, loop)
+        base = build_state.load_base(config, loop)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(base)} == {wanted}
-        state = build.make_state(loop, model_config, jax.random.key(0), base=base)
+        state = build_state.make_state(loop, model_config, jax.random.key(0), base=base)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.params)} == {'float32'}
 
 

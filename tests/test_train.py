@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from infopo_jax import config as config_lib, loops, train
+from infopo_jax import config as config_lib, loops, profiling, train
 from infopo_jax.logger import read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -200,8 +200,8 @@ def test_main_stops_after_bad_updates_in_a_row_and_says_why(whole, tmp_path, mon
 def traces(monkeypatch):
     """Lists when a trace begins and ends."""
     calls = []
-    monkeypatch.setattr(train.jax.profiler, 'start_trace', lambda folder: calls.append('start'))
-    monkeypatch.setattr(train.jax.profiler, 'stop_trace', lambda: calls.append('stop'))
+    monkeypatch.setattr(profiling.jax.profiler, 'start_trace', lambda folder: calls.append('start'))
+    monkeypatch.setattr(profiling.jax.profiler, 'stop_trace', lambda: calls.append('stop'))
     return calls
 
 
@@ -215,7 +215,7 @@ def traces(monkeypatch):
     ],
 )
 def test_a_profile_begins_at_the_second_step_and_ends_with_the_run(traces, tmp_path, count, steps, wanted):
-    with train._Profile(tmp_path, first=2, count=count, last=steps) as profile:
+    with profiling.Profile(tmp_path, first=2, count=count, last=steps) as profile:
         for step in range(1, steps + 1):
             profile.before(step)
             traces.append(step)

@@ -1,6 +1,7 @@
 """Runs that something ends before their time: what is kept, and that they go on as if nothing had been."""
 
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_the_best_step_stays_best_whose_evaluation_was_made_up_for(config, loop,
 
 def test_termination_in_the_warm_start_keeps_nothing_and_says_so(config, loop, tmp_path, monkeypatch, capsys):
     def asked(params, key, *, progress, **settings):
-        train.signal.raise_signal(train.signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         progress(1, 0.5)
         raise AssertionError('it goes on')
 
@@ -114,9 +115,27 @@ def test_termination_in_the_warm_start_keeps_nothing_and_says_so(config, loop, t
     assert 'terminated in the warm start' in capsys.readouterr().out
 
 
+def test_termination_at_the_end_of_the_warm_start_keeps_it_alone(config, loop, whole, tmp_path, monkeypatch):
+    warm_start = loop[0].warm_start
+
+    def asked(params, key, *, steps, progress, **settings):
+        params = warm_start(params, key, steps=steps, progress=lambda done, loss: None, **settings)
+        signal.raise_signal(signal.SIGTERM)
+        progress(steps, 0.5)
+        return params
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop[0], 'warm_start', asked)
+        breaks(patch, loop, 'evaluate', at=0, error=AssertionError('it goes on'))
+        train.main(config, tmp_path)
+    assert train.Checkpointer(tmp_path).steps() == [0]
+    train.main(config, tmp_path)
+    assert rows_of(tmp_path) == rows_of(whole)
+
+
 def test_termination_in_the_first_evaluation_keeps_the_warm_start(config, loop, whole, tmp_path, monkeypatch):
     def asked(*args, **kwargs):
-        train.signal.raise_signal(train.signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise train.loops.Stopped
 
     with monkeypatch.context() as patch:

@@ -25,6 +25,11 @@ def test_parse_finds_the_action(text, wanted):
     assert pages.parse(text) == (None if text.startswith('ask') else wanted)
 
 
+def test_parse_passes_over_a_question_where_nobody_can_be_asked():
+    text = 'ask[color]\nsearch[shirt]'
+    assert pages.parse(text) == ('search', 'shirt') and pages.parse(text, can_ask=True) == ('ask', 'color')
+
+
 def test_visit_walks_through_the_pages():
     visit = pages.Visit(page_size=4)
     assert visit.text() == 'Search' and visit.clickables == [] and not visit.click('Buy Now')

@@ -61,8 +61,12 @@ class Layout:
 
     def branches(self, num_placeholder: int, horizon: int) -> int:
         """Returns B, the most branch tokens a row can need for ``horizon`` later actions."""
-        first = self.opening + num_placeholder + self.closing + self.action
-        return sum(first + (min(horizon, self.turns - 1 - t) - 1) * self.block for t in range(self.turns - 1)) or 1
+        return sum(self.branch(num_placeholder, horizon, turn) for turn in range(self.turns - 1)) or 1
+
+    def branch(self, shown: int, horizon: int, turn: int = 0) -> int:
+        """Returns the most tokens of a turn's branch that shows ``shown`` tokens of feedback."""
+        first = self.opening + shown + self.closing + self.action
+        return first + (min(horizon, self.turns - 1 - turn) - 1) * self.block
 
 
 @pytree_dataclass

@@ -13,7 +13,9 @@ SEARCH, BACK, NEXT, PREV, BUY = 'Search', 'Back to Search', 'Next >', '< Prev', 
 DESCRIPTION, FEATURES = 'Description', 'Features'
 CLICKED = 'You have clicked {}.'
 
-_ACTION = re.compile(r'\b(search|click|ask)\[([^\n]*)\]', re.IGNORECASE)
+_MOVE, _MOVE_OR_ASK = (
+    re.compile(rf'\b({verbs})\[([^\n]*)\]', re.IGNORECASE) for verbs in ('search|click', 'search|click|ask')
+)
 
 
 def parse(text: str, *, can_ask: bool = False) -> tuple[str, str] | None:
@@ -23,10 +25,8 @@ def parse(text: str, *, can_ask: bool = False) -> tuple[str, str] | None:
 
     Thoughts (all before ``</think>``) are left out; of several lines with an action the first counts.
     """
-    match = _ACTION.search(text.rpartition('</think>')[2])
-    if match is None or (match[1].lower() == 'ask' and not can_ask):
-        return None
-    return match[1].lower(), match[2].strip().lower()
+    match = (_MOVE_OR_ASK if can_ask else _MOVE).search(text.rpartition('</think>')[2])
+    return (match[1].lower(), match[2].strip().lower()) if match else None
 
 
 class Visit:
