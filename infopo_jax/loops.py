@@ -190,6 +190,8 @@ class HostedLoop:
                 name = type(env).__name__
                 raise ValueError(f'the environment ({name}) has no tasks of split {split!r}; see config.env')
         self._update = jax.jit(self._update_one, donate_argnums=0, static_argnames=('branch_len', 'target_len'))
+        self._metrics = jax.jit(functools.partial(evaluate_lib.eval_metrics, group_size=sizes.group_size))
+        self._with_controls = jax.jit(functools.partial(evaluate_lib.with_controls, rule))
         self._look = jax.jit(self._look_one, static_argnames=('branch_len', 'target_len'))
 
     def check_trainable(self) -> None:
@@ -255,9 +257,9 @@ class HostedLoop:
         tasks = rng.sample(self.tasks['test'], min(self.sizes.eval_groups, len(self.tasks['test'])))
         draw = {'temperature': self.sizes.eval_temperature, **self.sizes.eval_truncation}
         turns, clock = self._rollout(params, key, tasks, rng.getrandbits(31), reference=reference, **draw)
-        metrics = evaluate_lib.eval_metrics(turns, group_size=self.sizes.group_size)
+        metrics = self._metrics(turns)
         first = jax.tree.map(lambda a: a[: self.sizes.look_groups * self.sizes.group_size], turns)
-        rows = jax.tree.map(np.concatenate, jax.device_get(evaluate_lib.with_controls(self.rule, first)))
+        rows = jax.tree.map(np.concatenate, jax.device_get(self._with_controls(first)))
         (branch_len, target_len), rows = self.ladder.fit(rows, self.rule.placeholder, self.rule.horizon)
         rows = jax.tree.map(lambda a: a.reshape(-1, len(first.outcome), *a.shape[1:]), rows)
         look = self._look(params, rows, key, step, branch_len=branch_len, target_len=target_len)

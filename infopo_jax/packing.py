@@ -74,7 +74,7 @@ def bounds(turns: Turns, placeholder, *, horizon: int | str = 1, multiple: int =
     h = num_horizons(horizon, num_turns)
     used = _branch_used(turns.role, turns.turn, num_turns=num_turns, num_placeholder=len(placeholder), h=h)
     targets = np.sum(np.asarray(turns.role) == Role.ACTION, axis=1)
-    return tuple(int(-(-max(1, np.max(x)) // multiple) * multiple) for x in (used, targets))
+    return tuple(int(-(-max(1, np.max(np.asarray(x))) // multiple) * multiple) for x in (used, targets))
 
 
 def pack(

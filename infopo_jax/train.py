@@ -204,14 +204,24 @@ def _warm_start(config, loop, state, key, terminated):
     if state.frozen is not None:  # adapters learn afterwards, on what the base has learnt here
         return dataclasses.replace(state, frozen=_finite(loop.warm_start(state.frozen, keys, **settings)))
     params = _finite(loop.warm_start(state.params, keys, **settings))
-    reference = None if state.reference is None else jax.tree.map(jnp.copy, params)
+    reference = None if state.reference is None else _copy(params)
     return dataclasses.replace(state, params=params, reference=reference)
 
 
 def _finite(params):
-    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params)):
+    if not _is_finite(params):
         raise TrainingStopped('the warm start diverged, its weights are not finite: lower config.warmstart.lr')
     return params
+
+
+@jax.jit
+def _is_finite(params):
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+
+
+@jax.jit
+def _copy(params):
+    return jax.tree.map(jnp.copy, params)
 
 
 def _evaluate(config, loop, state, key, logger) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Talk:
 
     def _gain(self) -> float | None:
         """Scores the row with the last reply and with the placeholder in its place."""
+        import jax
         import numpy as np
 
         from infopo_jax import info_gain, packing, score
@@ -146,7 +147,8 @@ class Talk:
             target_len=target,
         )
         masks = turns.action_mask, turns.feedback_mask
-        gain, exists = info_gain.info_gain(scores.token_gain, turns.turn, *masks, num_turns=turns.turn_reward.shape[1])
+        gain_of = jax.jit(info_gain.info_gain, static_argnames='num_turns')
+        gain, exists = gain_of(scores.token_gain, turns.turn, *masks, num_turns=turns.turn_reward.shape[1])
         last = self.num_turns - 2
         return float(gain[0, last]) if exists[0, last] else None
 

@@ -1,8 +1,9 @@
-"""What every test needs: CPU, and quick compilation (tests check values, not speed)."""
+"""What every test needs: CPU, and quick compilation (tests check values, not speed), once per program."""
 
 import gc
 import importlib.metadata
 import os
+import tempfile
 
 import pytest
 
@@ -17,6 +18,10 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones do no
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # huge pages, for pytest-xdist's processes
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # lowering and compiling carry no stack traces
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # one folder for pytest-xdist's processes and those that tests start
+    folder = tempfile.TemporaryDirectory(prefix='infopo_jax-')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder.name
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICK]).strip()
 
 # Files that take longest stand in front: at the end they would keep one process busy while the other idles.
@@ -27,9 +32,30 @@ LONGEST = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope='session', autouse=True)
+def no_pictures():
+    """Spares the second that the PNGs of a run take; ``pictures`` has them drawn."""
+    from infopo_jax import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, 'write_png', lambda figure, path: None)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Has the PNGs of runs drawn."""
+    from infopo_jax import report, report_draw
+
+    monkeypatch.setattr(report, 'write_png', report_draw.write_png)
+
+
+gc.disable()  # it would walk, over and over, what tracing leaves behind
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-    """Takes what a file leaves behind out of garbage collection: programs that JAX keeps, gigabytes of objects."""
+    """Collects garbage after each file, but for what stays behind: programs that JAX keeps, gigabytes of objects."""
     if nextitem is None or nextitem.path != item.path:
         gc.collect()
         gc.freeze()

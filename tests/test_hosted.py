@@ -3,7 +3,6 @@
 import dataclasses
 import random
 import time
-from types import SimpleNamespace
 from typing import ClassVar
 
 import jax
@@ -17,7 +16,7 @@ from invariants import check_turns
 from infopo_jax import score
 from infopo_jax.rollout import hosted, slot_programs, slots as slots_lib
 from infopo_jax.rollout.batches import to_turns
-from infopo_jax.rollout.dialogue import Dialogue, PromptTooLong
+from infopo_jax.rollout.dialogue import PromptTooLong
 from infopo_jax.rollout.hosted import HostedRollout
 from infopo_jax.types import EndReason, Role
 
@@ -311,30 +310,3 @@ def test_rollout_for_evaluation_draws_from_what_truncation_leaves(engines, model
         params, jax.random.key(8), TASKS, group_size=2, seed=1, temperature=1.0, top_k=1, top_p=1.0, min_p=0.0
     )
     np.testing.assert_array_equal(to_turns(dialogues, LIMITS.max_tokens, LIMITS.max_turns).tokens, greedy.tokens)
-
-
-def test_slots_go_to_the_dialogues_with_the_most_turns_before_them():
-    class Device:
-        num_slots, num_aside = 2, 3
-
-        def swap(self, pairs, places):
-            pass
-
-        def seat(self, slots, places, prompt):
-            return 0
-
-        def wait(self):
-            pass
-
-    def dialogue(num_turns, *, waiting=False):
-        d = Dialogue(CHAT, LIMITS, 'red', group=0, member=0, seed=0)
-        d.ids, d.num_turns, d.waiting = [1], num_turns, waiting
-        return d
-
-    engine = SimpleNamespace(slots=Device())
-    batch = hosted._Batch(engine, None, {})
-    batch.dialogues = [dialogue(1, waiting=True), dialogue(2, waiting=True), dialogue(3), dialogue(1), dialogue(0)]
-    batch.seated, batch.aside = [0, 1], [2, 3, None]
-    batch.queue.append(4)
-    batch._seat()
-    assert batch.seated == [4, 3] and batch.aside == [2, 1, 0]

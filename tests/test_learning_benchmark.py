@@ -46,7 +46,7 @@ def test_steps_that_fill_no_curve_are_refused_before_a_run(learning, steps, caps
 def test_run_writes_its_steps(learning, tmp_path, monkeypatch):
     """Two methods are there already; the other rows come from runs, which are not what is tested here."""
     monkeypatch.setattr(learning, 'RESULTS', tmp_path / 'rows.jsonl')
-    monkeypatch.setattr(learning.build, 'make_state', lambda *_: type('State', (), {'params': None}))
+    monkeypatch.setattr(learning.build_state, 'make_state', lambda *_: type('State', (), {'params': None}))
     loop = type('Loop', (), {'warm_start': staticmethod(lambda params, key, **_: params)})
     monkeypatch.setattr(learning.build, 'make_loop', lambda config: (loop, None))
     monkeypatch.setattr(learning, 'run', lambda loop, config, *_: {'steps': config.steps, 'seconds': 0.0})

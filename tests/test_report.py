@@ -66,12 +66,6 @@ def workdir(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def no_png(monkeypatch):
-    """Spares the seconds that PNGs take where a test looks at the page only."""
-    monkeypatch.setattr(report, 'write_png', lambda figure, path: None)
-
-
 class Page(html.parser.HTMLParser):
     """Collects tags and checks that they nest."""
 
@@ -100,7 +94,7 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def test_write_report_is_one_page_that_asks_for_nothing(workdir, no_png):
+def test_write_report_is_one_page_that_asks_for_nothing(workdir):
     text = report.write_report(workdir).read_text(encoding='utf-8')
     page = Page(text)
     names = {name for name, _ in page.attributes}
@@ -111,7 +105,7 @@ def test_write_report_is_one_page_that_asks_for_nothing(workdir, no_png):
     assert not re.search(r'\$\w+\b', re.sub(r'<script>.*?</script>', '', text, flags=re.DOTALL))
 
 
-def test_write_report_tells_what_the_run_did(workdir, no_png):
+def test_write_report_tells_what_the_run_did(workdir):
     words = ' '.join(' '.join(Page(report.write_report(workdir).read_text(encoding='utf-8')).words).split())
     assert 'Held-out success rose from 2% to 93% in 50 training steps.' in words
     assert 'intent · infopo · 50 steps' in words
@@ -125,7 +119,7 @@ def test_write_report_tells_what_the_run_did(workdir, no_png):
     )
 
 
-def test_write_report_draws_a_png_per_figure(workdir):
+def test_write_report_draws_a_png_per_figure(workdir, pictures):
     report.write_report(workdir)
     names = {path.stem for path in workdir.glob('*.png')}
     assert names == {name for section in report.SECTIONS.values() for name in section}
@@ -134,7 +128,7 @@ def test_write_report_draws_a_png_per_figure(workdir):
         assert data[:8] == b'\x89PNG\r\n\x1a\n' and struct.unpack('>II', data[16:24])[0] > 600
 
 
-def test_write_report_escapes_every_text(workdir, no_png):
+def test_write_report_escapes_every_text(workdir):
     evil = sample(prompt=EVIL, end=EVIL, group=EVIL, phase=EVIL, step=EVIL)
     for turn in evil['turns']:
         turn |= {'action': EVIL, 'tokens': [EVIL, EVIL], 'ids': [EVIL, EVIL], 'feedback': EVIL}

@@ -48,9 +48,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def launch(folder):
-    """Returns a function that starts a run in a process of its own; all share one cache of compiled programs."""
-    env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'), 'JAX_PLATFORMS': 'cpu'}
-    env |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
+    """Returns a function that starts a run in a process of its own."""
 
     def start(kind, workdir):
         path = folder / f'{kind}.py'
@@ -58,7 +56,7 @@ def launch(folder):
         text = 'from infopo_jax.config import base_config\n\n\ndef get_config():\n    c = base_config()\n'
         path.write_text(text + ''.join(lines) + '    return c\n')
         command = [sys.executable, str(ROOT / 'launch' / 'train.py'), f'--config={path}', f'--workdir={workdir}']
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start
 
@@ -132,6 +130,7 @@ def test_main_leaves_metrics_rollouts_checkpoints_and_a_report(whole):
     assert 'parameters' in out and f'{steps}/{steps}' in out and 'warm start' in out and 'Traceback' not in out
 
 
+@pytest.mark.parametrize('whole', ['hosted', pytest.param('jitted', marks=pytest.mark.slow)], indirect=True)
 def test_a_killed_then_terminated_run_is_the_run_that_was_not(whole, folder, launch):
     """Killed between two checkpoints, resumed, asked to stop, resumed again: the rows are bit for bit the same."""
     kind, wanted, _ = whole
@@ -240,7 +239,7 @@ def test_main_evaluates_where_no_sample_rollouts_are_wanted(kind, tmp_path):
     assert 0 <= metrics['success'] <= 1 and not (tmp_path / 'rollouts.jsonl').exists()
 
 
-def test_main_trains_several_seeds_in_one_program(tmp_path):
+def test_main_trains_several_seeds_in_one_program(tmp_path, pictures):
     metrics = train.main(config_of('jitted', **{'num_seeds': 2, 'steps': 2, 'eval.interval': 0}), tmp_path)
     assert metrics['success'].shape == (2,)
     rows = rows_of(tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_train import config_of, rows_of
 
-from infopo_jax import build, report, train
+from infopo_jax import build, train
 from infopo_jax.rollout.hosted import RolloutsFailed
 
 SETTING = {'steps': 6, 'eval.interval': 3, 'checkpoint.interval': 99, 'log.tensorboard': False}
@@ -27,7 +27,6 @@ def loop(config):
 @pytest.fixture(autouse=True)
 def share_the_loop(loop, monkeypatch):
     monkeypatch.setattr(build, 'make_loop', lambda config: loop)
-    monkeypatch.setattr(report, 'write_png', lambda figure, path: None)  # it draws for a second
 
 
 @pytest.fixture(scope='module')

@@ -20,6 +20,7 @@ from infopo_jax.envs.text import TextEnv
 from infopo_jax.lm.chat import Chat
 from infopo_jax.rollout import slots as slots_lib
 from infopo_jax.rollout.dialogue import Dialogue, Limits
+from infopo_jax.rollout.seating import Seating
 from infopo_jax.rollout.workers import Reply, Workers
 
 FEED_SHARE = 0.5  # of the seated must wait for the device before answers are fed while others could speak
@@ -133,12 +134,14 @@ class HostedRollout:
             RolloutsStopped: see ``stop``.
         """
         workers = Workers(self.num_workers, limit=self.call_seconds)
-        batch = _Batch(self, workers, {'temperature': temperature, **truncation})
+        dialogues = [
+            Dialogue(self.chat, self.limits, task, group=g, member=m, seed=seed + 7919 * g)
+            for g, task in enumerate(tasks)
+            for m in range(group_size)
+        ]
+        batch = _Batch(self, workers, dialogues, {'temperature': temperature, **truncation})
         try:
             self.slots.begin(params, key)
-            for g, task in enumerate(tasks):
-                for m in range(group_size):
-                    batch.add(g, m, task, seed + 7919 * g)
             batch.play()
         finally:
             batch.leave()
@@ -152,26 +155,21 @@ class HostedRollout:
 
 
 class _Batch:
-    """One batch being played: who is queued, seated, aside, or ended."""
+    """One batch being played: what passes between its dialogues, the device and the environments."""
 
-    def __init__(self, engine: HostedRollout, workers: Workers, draw: dict[str, float]):
+    def __init__(self, engine: HostedRollout, workers: Workers, dialogues: Sequence[Dialogue], draw: dict[str, float]):
         self.engine, self.workers, self.draw = engine, workers, draw
         self.device, self.clock = engine.slots, Clock()
-        self.dialogues: list[Dialogue] = []
-        self.queue: collections.deque[int] = collections.deque()  # rows that have no slot yet, in order
-        self.seated: list[int | None] = [None] * self.device.num_slots  # row of dialogues in each slot
-        self.aside: list[int | None] = [None] * self.device.num_aside
+        self.seating = Seating(dialogues, num_slots=self.device.num_slots, num_aside=self.device.num_aside)
         self.unheard: collections.deque[Reply] = collections.deque()
         self.attempts: collections.Counter[int] = collections.Counter()
         self.dispatch = 0.0  # seconds of the last dispatch
         self.usual = 0.0  # seconds that an environment takes, a running mean
 
-    def add(self, group: int, member: int, task: Any, seed: int) -> None:
-        """Queues a rollout."""
-        self.queue.append(len(self.dialogues))
-        self.dialogues.append(
-            Dialogue(self.engine.chat, self.engine.limits, task, group=group, member=member, seed=seed)
-        )
+    @property
+    def dialogues(self) -> list[Dialogue]:
+        """By row."""
+        return self.seating.dialogues
 
     def play(self) -> None:
         """Plays until every rollout has ended."""
@@ -181,7 +179,7 @@ class _Batch:
             self._ask()
             self._listen()
             self._seat()
-            busy = [d for d in map(self._tenant, self.seated) if d is not None]
+            busy = [d for d in self.seating.tenants() if d is not None]
             pending, speaking = sum(d.pending for d in busy), sum(d.speaking for d in busy)
             if pending and (pending >= FEED_SHARE * len(busy) or not speaking):
                 self._feed()
@@ -198,14 +196,9 @@ class _Batch:
                 if reply.owner is not None:
                     self.workers.submit(None, reply.drop)
 
-    def _tenant(self, row: int | None) -> Dialogue | None:
-        """Returns the dialogue of a seated or waiting row that still goes on."""
-        return None if row is None or self.dialogues[row].ended else self.dialogues[row]
-
     def _ask(self) -> None:
-        """Hands openings and finished actions to the environments; as many openings ahead as there are rows."""
-        ahead = list(itertools.islice(self.queue, self.device.num_slots + self.device.num_aside))
-        for row in [*ahead, *(row for row in self.seated if row is not None)]:
+        """Hands openings and finished actions to the environments."""
+        for row in self.seating.may_ask():
             dialogue = self.dialogues[row]
             if not dialogue.must_ask:
                 continue
@@ -219,7 +212,7 @@ class _Batch:
         """Takes the replies that are there. Waits for some if there is nothing else to do, or if they come at once."""
         start = time.perf_counter()
         replies = self.workers.collect()
-        idle = not replies and not self._has_work()
+        idle = not replies and not self.seating.has_work()
         if idle:
             replies = self.workers.collect(wait=LOOK_SECONDS)
         patience = min(PATIENCE * self.dispatch, MOST_PATIENCE)
@@ -235,16 +228,6 @@ class _Batch:
             if reply.owner is not None:
                 self._receive(*reply.owner, reply)
 
-    def _has_work(self) -> bool:
-        """Whether a seated dialogue can be fed or can speak, or one that can go on finds a slot."""
-        seated = list(map(self._tenant, self.seated))
-        if any(d is not None and not d.waiting for d in seated):
-            return True
-        aside = list(map(self._tenant, self.aside))
-        if any(d is not None and not d.waiting for d in aside):
-            return True
-        return None in seated + aside and self._next() is not None
-
     def _receive(self, row: int, dialogue: Dialogue, reply: Reply) -> None:
         self.usual += 0.1 * (reply.seconds - self.usual)
         if reply.error is None:
@@ -255,7 +238,9 @@ class _Batch:
 
     def _settle(self, row: int, dialogue: Dialogue) -> None:
         """Closes the environment of a dialogue that has ended, and queues one that failed anew."""
-        self._close(dialogue)
+        close = dialogue.leave() if dialogue.ended else None
+        if close is not None:
+            self.workers.submit(None, close)
         if dialogue.valid:
             return
         self.attempts[row] += 1
@@ -264,72 +249,35 @@ class _Batch:
             self.clock.masked += 1
             return
         self.clock.retried += 1
-        self.dialogues[row] = dialogue.anew()
-        self.seated = [None if other == row else other for other in self.seated]
-        self.aside = [None if other == row else other for other in self.aside]
-        if row not in self.queue:
-            self.queue.appendleft(row)
-
-    def _close(self, dialogue: Dialogue) -> None:
-        """Lets the environment of a dialogue that is over close."""
-        close = dialogue.leave() if dialogue.ended else None
-        if close is not None:
-            self.workers.submit(None, close)
-
-    def _next(self) -> int | None:
-        """Returns the first row of the queue whose opening is there; failed ones leave the queue."""
-        self.queue = collections.deque(row for row in self.queue if not self.dialogues[row].ended)
-        return next((row for row in self.queue if self.dialogues[row].opened), None)
+        self.seating.begin_anew(row, dialogue.anew())
 
     def _seat(self) -> None:
-        """Gives slots that are free, or whose tenant waits, to dialogues that can go on, the fewest turns first.
-
-        Who has the most turns before him then does not play them alone at the end, when nobody hides his waiting.
-        """
+        """Has the device follow who sits where now: swaps caches, and feeds new tenants their prompts."""
         start = time.perf_counter()
-        self.seated = [row if self._tenant(row) is not None else None for row in self.seated]
-        self.aside = [row if self._tenant(row) is not None else None for row in self.aside]
-        back = [i for i, row in enumerate(self.aside) if row is not None and not self.dialogues[row].waiting]
-        back.sort(key=lambda i: self.dialogues[self.aside[i]].num_turns)
-        room = [i for i, row in enumerate(self.aside) if row is None]
-        free = [i for i, row in enumerate(self.seated) if row is None]
-        free += [i for i, row in enumerate(self.seated) if row is not None and self.dialogues[row].waiting]
-        swaps, new = [], []
-        for slot in free:
-            if (row := self._next()) is not None and (self.seated[slot] is None or room):
-                if self.seated[slot] is not None:
-                    at = room.pop(0)
-                    swaps.append((slot, at))
-                    self.aside[at] = self.seated[slot]
-                self.queue.remove(row)
-                self.seated[slot] = row
-                new.append(slot)
-            elif back:
-                at = back.pop(0)
-                swaps.append((slot, at))
-                self.seated[slot], self.aside[at] = self.aside[at], self.seated[slot]
+        swaps, new = self.seating.fill()
+        if not swaps and not new:
+            return
         if swaps:
             self.device.swap(swaps, [self._place(slot) for slot, _ in swaps])
-        for _, slots in itertools.groupby(new, key=lambda slot: self.dialogues[self.seated[slot]].ids):
+        for _, slots in itertools.groupby(new, key=lambda slot: self.seating.at(slot).ids):
             self._open(list(slots))
-        if swaps or new:
-            self.device.wait()
-            self.clock.extend += time.perf_counter() - start
+        self.device.wait()
+        self.clock.extend += time.perf_counter() - start
 
     def _place(self, slot: int) -> tuple[int, int]:
-        dialogue = self.dialogues[self.seated[slot]]
+        dialogue = self.seating.at(slot)
         return dialogue.group, dialogue.member
 
     def _open(self, slots: list[int]) -> None:
         """Feeds one prompt to new tenants of some slots."""
-        tenants = [self.dialogues[self.seated[slot]] for slot in slots]
+        tenants = list(map(self.seating.at, slots))
         self.clock.fed += self.device.seat(slots, [self._place(slot) for slot in slots], tenants[0].ids)
         for dialogue in tenants:
             dialogue.take(len(dialogue.ids))
 
     def _feed(self) -> None:
         """Feeds all pending tokens."""
-        start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
+        start, tenants = time.perf_counter(), self.seating.tenants()
         fed = self._numbers(tenants, 'fed')
         answers = {slot: d.take(d.num_pending) for slot, d in enumerate(tenants) if d is not None and d.pending}
         self.device.feed(answers, fed)
@@ -339,7 +287,7 @@ class _Batch:
 
     def _speak(self) -> None:
         """Samples up to ``chunk`` tokens in every slot whose agent speaks."""
-        start, tenants = time.perf_counter(), list(map(self._tenant, self.seated))
+        start, tenants = time.perf_counter(), self.seating.tenants()
         fed, drawn = (self._numbers(tenants, name) for name in ('fed', 'drawn'))
         budget = np.array([d.budget if d is not None and d.speaking else 0 for d in tenants], np.int32)
         tokens, logps, count = self.device.decode(fed, drawn, budget, **self.draw)
