@@ -31,7 +31,7 @@ class Seating:
         return list(map(self._going, self.seated))
 
     def may_ask(self) -> list[int]:
-        """Returns the rows that may turn to their environment: those in slots, and the queue as far as there is room."""
+        """Returns the rows that may turn to their environment: those in slots, and the queue as far as places go."""
         ahead = itertools.islice(self.queue, len(self.seated) + len(self.aside))
         return [*ahead, *(row for row in self.seated if row is not None)]
 
