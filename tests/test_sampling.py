@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infopo_jax.lm.sampling import BLOCK, check, draw, sample, truncate
+from infopo_jax.lm import sampling
+from infopo_jax.lm.sampling import BLOCK, check, truncate
 
+draw, sample = (
+    jax.jit(function, static_argnames=('temperature', 'top_k', 'top_p', 'min_p'))
+    for function in (sampling.draw, sampling.sample)
+)
 LOGITS = jnp.array([0.5, -1.0, 2.0, 0.0, -3.0])
 
 
@@ -132,8 +137,8 @@ def test_truncate_counts_after_the_temperature():
 @pytest.mark.parametrize('setting', [dict(), dict(top_k=3, top_p=0.9, min_p=0.01)])
 def test_sample_under_jit_equals_eager(setting):
     keys, logits = jax.random.split(jax.random.key(0), 8), jax.random.normal(jax.random.key(1), (8, 600))
-    eager = sample(keys, logits, temperature=0.8, **setting)
-    jitted = jax.jit(lambda k, x: sample(k, x, temperature=0.8, **setting))(keys, logits)
+    eager = sampling.sample(keys, logits, temperature=0.8, **setting)
+    jitted = sample(keys, logits, temperature=0.8, **setting)
     np.testing.assert_array_equal(jitted[0], eager[0])
     np.testing.assert_allclose(jitted[1], eager[1], atol=1e-5)
 
