@@ -7,6 +7,7 @@ from infopo_jax.lm import attention, cache as cache_lib
 from infopo_jax.lm.layers import soft_cap as cap_scores
 
 MASKED = attention.MASKED
+HALVINGS = 3  # of a sum over keys or over what they hold; more of them compile longer and are no faster
 
 
 def attend(
@@ -98,10 +99,16 @@ def _product(a, cached):
 
     On CPU two cases are written as a sum, which XLA fuses: of one row, where it would otherwise take two differently
     shaped views of the cache and copy it at every step, and of a narrower cache, which it would otherwise unpack in
-    memory.
+    memory. What is left of the sum after some halvings is short: the whole of it XLA would hand to YNNPACK, which takes
+    its time for one row.
     """
     plain = cached.shape[0] > 1 and cached.dtype == a.dtype
     if plain or jax.default_backend() != 'cpu':
         return jnp.einsum('rkqx,rkxy->rkqy', a, cached.astype(a.dtype), preferred_element_type=jnp.float32)
-    wide = cached.astype(jnp.float32)[:, :, None]
-    return jnp.sum(a.astype(jnp.float32)[..., None] * wide, axis=-2)
+    terms = a.astype(jnp.float32)[..., None] * cached.astype(jnp.float32)[:, :, None]
+    for _ in range(HALVINGS):
+        half, odd = divmod(terms.shape[-2], 2)
+        if odd:
+            break
+        terms = terms[..., :half, :] + terms[..., half:, :]
+    return jnp.sum(terms, axis=-2)
