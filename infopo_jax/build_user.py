@@ -10,7 +10,7 @@ from infopo_jax import envs, users
 from infopo_jax.lm import hf, hub
 from infopo_jax.lm.chat import Chat
 
-USER = 4  # what the run's key is folded with, beside those of build.py
+USER = 4  # what the run's key is folded with, beside those of build_state.py
 PATIENCE = 0.9  # of rollout.call_seconds: he gives up before the engine does, whose environment would count as broken
 
 

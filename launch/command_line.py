@@ -23,6 +23,7 @@ from infopo_jax import config as config_lib, runtime
 USER_ERROR = 2  # exit code
 MAX_LINES = 12  # of an error message
 
+NEVER_EMPTY = ('model.path', 'user.path')  # of the fields that hold text: the folder one stands in is not meant
 _ABSL_WORDS = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'text'}
 
 
@@ -152,7 +153,7 @@ def _split_config(arguments: list[str]) -> tuple[str, list[str]]:
         match = re.fullmatch(r'--?config(?:=(.+))?', argument)
         if match and match[1]:
             return match[1], arguments[:position] + arguments[position + 1 :]
-        if match and len(arguments) > position + 1:
+        if match and arguments[position + 1 :] and not arguments[position + 1].startswith('--'):
             return arguments[position + 1], arguments[:position] + arguments[position + 2 :]
     raise UsageError(f'which run? Pass --config=FILE, for example --config={_known_configs()[0]}')
 
@@ -179,16 +180,19 @@ def _joined(arguments: list[str]) -> list[str]:
     """Returns --FLAG=VALUE for --FLAG VALUE, and of several values of a field the last.
 
     Raises:
-        UsageError: a value is missing.
+        UsageError: a value is missing, or empty where that means nothing.
     """
     types, words, last = config_lib.field_types(), iter(arguments), {}
     for number, word in enumerate(words):
         name = _field(word)[0] if word.startswith('-') else ''
-        if '=' not in word and (name == 'workdir' or types.get(name, bool) is not bool):
+        is_workdir = word.partition('=')[0].lstrip('-') == 'workdir'
+        if '=' not in word and (is_workdir or types.get(name, bool) is not bool):
             value = next(words, None)
             if value is None or value.startswith('--'):
                 raise UsageError(f'{word}: a value is missing; write {word}=VALUE')
             word = f'{word}={value}'
+        if word.endswith('=') and (is_workdir or name in NEVER_EMPTY or types.get(name, str) is not str):
+            raise UsageError(f'{word[:-1]}: the value is empty; write {word}VALUE')
         key = name if name in types else number
         last.pop(key, None)
         last[key] = word
@@ -263,6 +267,8 @@ def _check_names(arguments: list[str]) -> None:
             continue  # a value that stands apart from its flag, or an argument that absl will refuse
         is_field = name.startswith(('config.', 'noconfig.'))
         field = name.partition('config.')[2] if is_field else name
+        if name.startswith('noconfig.') and field in types:
+            raise UsageError(f'--{name}: only true or false can be refused; write --{field}={value or "VALUE"}')
         if is_field and field in types:
             continue
         members = [known for known in types if known.startswith(f'{field}.')]

@@ -175,9 +175,11 @@ def test_attend_with_a_traced_window_equals_a_static_one(qkv, place, monkeypatch
 
         grads, out = jax.grad(loss, has_aux=True)(qkv)
         blocks = attention.block_map(place, place, visible=attention.causal)
+        assert (blocks is None) == (limit > 1)
         rule = dict(visible=attention.causal, window=window, soft_cap=1.5)
-        return grads, out, out if blocks is None else attention.attend_sparse(*qkv, blocks, **rule)
+        return grads, out, None if blocks is None else attention.attend_sparse(*qkv, blocks, **rule)
 
     static, traced = jax.jit(run, static_argnums=0)(3), jax.jit(run)(jnp.int32(3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), static, traced)
-    np.testing.assert_allclose(static[2], static[1], atol=1e-5)
+    if limit == 1:
+        np.testing.assert_allclose(static[2], static[1], atol=1e-5)

@@ -10,7 +10,7 @@ from flax import nnx
 from models import tiny_model
 
 from infopo_jax import losses, metrics
-from infopo_jax.lm import cache as cache_lib
+from infopo_jax.lm import cache as cache_lib, cached_attention
 
 N, L, VOCAB = 3, 12, 30
 BOUNDS = {'float32': 1e-5, 'bfloat16': 0.06, 'int8': 0.1}  # largest change of a log-probability, nats
@@ -150,3 +150,12 @@ def test_importance_weights_correct_the_gap_of_an_int8_cache(model, tokens):
     # E[p / q] under q is 1: over the whole vocabulary the weights undo the gap exactly.
     q, p = np.exp(out), np.exp(plain(model, tokens))
     np.testing.assert_allclose(np.sum(q * (p / q), axis=-1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [1, 2, 7, 12, 64])
+@pytest.mark.parametrize(('rows', 'dtype'), [(1, jnp.float32), (1, jnp.int8), (3, jnp.float32), (3, jnp.int8)])
+def test_product_with_a_cache_is_a_matrix_product(rows, dtype, size):
+    rng = np.random.default_rng(size)
+    a = rng.normal(size=(rows, 2, 3, size)).astype(np.float32)
+    cached = rng.integers(-9, 9, (rows, 2, size, 5)).astype(dtype)
+    np.testing.assert_allclose(cached_attention._product(a, cached), a @ cached.astype(np.float32), atol=1e-4)

@@ -51,6 +51,12 @@ def test_fill_gives_slots_to_those_with_the_most_turns_before_them():
     assert places.seated == [4, 3] and places.aside == [2, 1, 0]
 
 
+def test_fill_frees_the_place_of_who_has_ended_aside():
+    places = seating(dialogue(waiting=True), dialogue(ended=True), dialogue(), num_slots=1)
+    places.seated, places.aside, places.queue = [0], [1], type(places.queue)([2])
+    assert places.fill() == ([(0, 0)], [0]) and places.seated == [2] and places.aside == [0]
+
+
 def test_fill_leaves_out_who_failed_in_the_queue():
     places = seating(dialogue(ended=True), dialogue(), num_slots=1)
     assert places.fill() == ([], [0]) and places.seated == [1] and not places.queue
@@ -61,6 +67,8 @@ def test_may_ask_is_a_slot_ahead_of_the_queue():
     assert places.may_ask() == [0, 1, 2]
     places.fill()
     assert places.may_ask() == [2, 3, 4, 0, 1]
+    places.seated[1], places.aside[0] = None, 1
+    assert places.may_ask() == [2, 3, 4, 0], 'who is aside has asked'
 
 
 @pytest.mark.parametrize(
@@ -74,6 +82,7 @@ def test_may_ask_is_a_slot_ahead_of_the_queue():
         ([dialogue(waiting=True), dialogue()], [None], True),
         ([dialogue(waiting=True), dialogue(opened=False)], [None], False),
         ([dialogue(ended=True), dialogue()], [None], True),
+        ([dialogue(waiting=True), dialogue(ended=True)], [1], False),
     ],
 )
 def test_has_work_where_somebody_can_go_on(dialogues, aside, has_work):
@@ -91,3 +100,7 @@ def test_begin_anew_gives_up_the_place_and_heads_the_queue():
     assert places.seated == [None] and list(places.queue) == [0, 1, 2] and places.dialogues[0] is again
     places.begin_anew(2, dialogue())  # one that failed before it had a place keeps its turn
     assert list(places.queue) == [0, 1, 2]
+    places.aside = [1]
+    places.queue.remove(1)
+    places.begin_anew(1, dialogue())
+    assert places.aside == [None] and list(places.queue) == [1, 0, 2]

@@ -130,19 +130,22 @@ def test_main_leaves_metrics_rollouts_checkpoints_and_a_report(whole):
     assert 'parameters' in out and f'{steps}/{steps}' in out and 'warm start' in out and 'Traceback' not in out
 
 
-@pytest.mark.parametrize('whole', ['hosted', pytest.param('jitted', marks=pytest.mark.slow)], indirect=True)
 def test_a_killed_then_terminated_run_is_the_run_that_was_not(whole, folder, launch):
-    """Killed between two checkpoints, resumed, asked to stop, resumed again: the rows are bit for bit the same."""
+    """Killed between two checkpoints, resumed, asked to stop, resumed again: the rows are bit for bit the same.
+
+    The jitted kind is not asked to stop: SIGTERM between its steps is in test_train_failures.py.
+    """
     kind, wanted, _ = whole
     workdir = folder / f'{kind}-killed'
     code, _ = stop_at(launch(kind, workdir), workdir, 6, signal.SIGKILL)
     assert code == -signal.SIGKILL
     with open(workdir / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 5, "phase": "tra')  # a row that the kill cut short
-    code, out = stop_at(launch(kind, workdir), workdir, 10, signal.SIGTERM)
-    assert code == 0 and 'terminated: saved step' in out, out
-    saved = train.Checkpointer(workdir).steps()[-1]
-    assert saved == max(row['step'] for row in rows_of(workdir)) < KINDS[kind]['steps'], 'nothing is lost'
+    if kind == 'hosted':
+        code, out = stop_at(launch(kind, workdir), workdir, 10, signal.SIGTERM)
+        assert code == 0 and 'terminated: saved step' in out, out
+        saved = train.Checkpointer(workdir).steps()[-1]
+        assert saved == max(row['step'] for row in rows_of(workdir)) < KINDS[kind]['steps'], 'nothing is lost'
     finish(launch(kind, workdir))
     assert rows_of(workdir) == rows_of(wanted)
     assert rows_of(workdir, 'rollouts.jsonl') == rows_of(wanted, 'rollouts.jsonl')

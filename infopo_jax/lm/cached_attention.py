@@ -99,16 +99,15 @@ def _product(a, cached):
 
     On CPU two cases are written as a sum, which XLA fuses: of one row, where it would otherwise take two differently
     shaped views of the cache and copy it at every step, and of a narrower cache, which it would otherwise unpack in
-    memory. What is left of the sum after some halvings is short: the whole of it XLA would hand to YNNPACK, which takes
-    its time for one row.
+    memory. The sum is halved some times first: whole, XLA hands it to YNNPACK, which is slow at so little.
     """
     plain = cached.shape[0] > 1 and cached.dtype == a.dtype
     if plain or jax.default_backend() != 'cpu':
         return jnp.einsum('rkqx,rkxy->rkqy', a, cached.astype(a.dtype), preferred_element_type=jnp.float32)
     terms = a.astype(jnp.float32)[..., None] * cached.astype(jnp.float32)[:, :, None]
+    rest = -terms.shape[-2] % 2**HALVINGS
+    terms = jnp.pad(terms, [(0, 0)] * 3 + [(0, rest), (0, 0)]) if rest else terms
     for _ in range(HALVINGS):
-        half, odd = divmod(terms.shape[-2], 2)
-        if odd:
-            break
+        half = terms.shape[-2] // 2
         terms = terms[..., :half, :] + terms[..., half:, :]
     return jnp.sum(terms, axis=-2)
