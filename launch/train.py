@@ -26,12 +26,14 @@ Trains an agent by InfoPO: it talks over several turns and learns to ask for wha
                          A folder that holds a checkpoint resumes from it.
 
 INFOPO_JAX_CACHE=off keeps compiled programs off the disk; a path there names another folder for them.
-On a Linux CPU, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in front of the command (huge pages) may save a tenth of a step.
 """
 
 
 def main(config, workdir: str) -> None:
     """Imports the trainer, and with it JAX, only once the command line has been found right."""
+    from infopo_jax import runtime
+
+    runtime.keep_memory()
     from infopo_jax import train
 
     train.main(config, workdir)

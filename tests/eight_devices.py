@@ -120,6 +120,7 @@ def test_hosted_step_equals_one_device(mesh):
     assert count == len(COMPILED) > 0
 
 
+@pytest.mark.slow
 def test_policy_user_answers_as_on_one_device(monkeypatch):
     """He decodes on the first device while the agents decode on all of them, with whole copies of what is in pieces."""
     knobs = {'user.name': 'policy', 'user.weights': 'frozen', 'user.max_tokens': 6, 'user.concurrency': 4}

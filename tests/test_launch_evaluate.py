@@ -16,6 +16,7 @@ import evaluate as evaluate_launch  # noqa: E402
 import run_folder  # noqa: E402
 
 from infopo_jax import config as config_lib, envs, loops, runtime, train  # noqa: E402
+from infopo_jax.logger import read_jsonl  # noqa: E402
 
 RESULT = {
     'step': 3,
@@ -96,6 +97,19 @@ def test_evaluate_repeats_the_evaluation_of_the_run(launch, checkpoint):
             assert result[name] == value, name
     for word in ('reward', 'success', 'pass^2', 'turns', 'ended: ', '2 seeds', f'step {step}'):
         assert word in out
+
+
+def test_a_run_of_two_seeds_has_a_value_for_each_and_is_taken_up_where_it_ended(trained, tmp_path, pictures):
+    workdir = shutil.copytree(trained, tmp_path / 'run')
+    rows, text = read_jsonl(workdir / 'metrics.jsonl'), (workdir / 'metrics.jsonl').read_text()
+    assert [(row['step'], row['phase']) for row in rows] == [(0, 'eval'), (1, 'train'), (1, 'eval')]
+    assert len(rows[1]['entropy']) == len(rows[2]['success']) == 2 and rows[1]['entropy'][0] != rows[1]['entropy'][1]
+    assert (workdir / 'rollouts.jsonl').stat().st_size
+    other = config_lib.from_dict(json.loads((workdir / 'config.json').read_text()) | {'eval': {'episodes': 8}})
+    again = train.main(other, workdir)
+    assert again['success'] == rows[-1]['success'] and (workdir / 'metrics.jsonl').read_text() == text
+    assert config_lib.from_dict(json.loads((workdir / 'config.json').read_text())) == other, 'for evaluation and chat'
+    assert (workdir / 'report.html').exists() and (workdir / 'success.png').stat().st_size > 1000
 
 
 def test_evaluate_takes_other_episodes_and_groups(launch, monkeypatch, tmp_path):

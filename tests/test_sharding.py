@@ -210,4 +210,4 @@ def test_steps_on_a_mesh_equal_one_device():
 
 @pytest.mark.slow
 def test_steps_on_every_mesh_equal_one_device():
-    assert re.search(r'26 passed', run_on_eight_devices('-m', 'slow'))
+    assert re.search(r'27 passed', run_on_eight_devices('-m', 'slow'))

@@ -240,16 +240,3 @@ def test_main_ends_the_profile_of_a_run_that_breaks_off(traces, tmp_path, monkey
 def test_main_evaluates_where_no_sample_rollouts_are_wanted(kind, tmp_path):
     metrics = train.main(config_of(kind, **{'log.rollouts': 0, 'steps': 0}), tmp_path)
     assert 0 <= metrics['success'] <= 1 and not (tmp_path / 'rollouts.jsonl').exists()
-
-
-def test_main_trains_several_seeds_in_one_program(tmp_path, pictures):
-    metrics = train.main(config_of('jitted', **{'num_seeds': 2, 'steps': 2, 'eval.interval': 0}), tmp_path)
-    assert metrics['success'].shape == (2,)
-    rows = rows_of(tmp_path)
-    assert [(row['step'], row['phase']) for row in rows] == [(0, 'eval'), (1, 'train'), (2, 'train'), (2, 'eval')]
-    assert all(len(row['entropy']) == 2 and row['entropy'][0] != row['entropy'][1] for row in rows[1:3])
-    assert (tmp_path / 'report.html').exists() and rows_of(tmp_path, 'rollouts.jsonl')
-    other = config_of('jitted', **{'num_seeds': 2, 'steps': 2, 'eval.interval': 0, 'eval.episodes': 8})
-    again = train.main(other, tmp_path)
-    assert again['success'] == rows[-1]['success'] and rows_of(tmp_path) == rows
-    assert config_in(tmp_path) == other, 'what evaluation and chat begin with'
