@@ -7,6 +7,8 @@ import tempfile
 
 import pytest
 
+from infopo_jax import runtime
+
 QUICK = [
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
@@ -16,13 +18,14 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):  # later ones do no
     QUICK.append('--xla_cpu_use_fusion_emitters=false')  # a training step compiles in a third of the time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # huge pages, for pytest-xdist's processes
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # lowering and compiling carry no stack traces
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # one folder for pytest-xdist's processes and those that tests start
     folder = tempfile.TemporaryDirectory(prefix='infopo_jax-')
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder.name
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *QUICK]).strip()
+
+runtime.keep_memory()
 
 # Files that take longest stand in front: at the end they would keep one process busy while the other idles.
 LONGEST = (
